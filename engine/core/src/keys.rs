@@ -1,0 +1,214 @@
+//! Ordered storage keys.
+//!
+//! | family | key |
+//! |---|---|
+//! | `rows` | partition (2) · record hash (8) · namespace 0 · key 0 · field 0 · type (1) · slot · replica (8) [· counter (8)] |
+//! | `log`  | partition (2) · kind (1: 0 entry, 1 checkpoint) · index (8) |
+//! | `keys` | namespace 0 · key |
+//! | `meta` | a name, then its bytes |
+//!
+//! Integers are big-endian, so byte order is numeric order. Names end in a zero byte, which no name holds, so
+//! that every record, field and slot is a contiguous range. Ids are full, hence keys are the same bytes on
+//! every node and comparing stored bytes compares states.
+
+use crate::codec::CodecError;
+use crate::context::Dot;
+use crate::ids::{Field, Namespace, PartitionId, RecordId, ReplicaId};
+use crate::row::{FieldType, Row, RowValue};
+
+/// The first bytes of all rows of a partition.
+pub fn partition_prefix(partition: PartitionId) -> Vec<u8> {
+    partition.0.to_be_bytes().to_vec()
+}
+
+/// The first bytes of all rows of a record.
+pub fn record_prefix(partition: PartitionId, record: &RecordId) -> Vec<u8> {
+    let (namespace, key) = (record.namespace.as_str(), record.key.as_str());
+    let mut prefix = Vec::with_capacity(2 + 8 + namespace.len() + key.len() + 2 + 64);
+    prefix.extend_from_slice(&partition.0.to_be_bytes());
+    prefix.extend_from_slice(&record.hash());
+    push_name(&mut prefix, namespace);
+    push_name(&mut prefix, key);
+    prefix
+}
+
+/// The first bytes of all rows of a field, of any type.
+pub fn field_prefix(record_prefix: &[u8], field: &Field) -> Vec<u8> {
+    let mut prefix = record_prefix.to_vec();
+    push_name(&mut prefix, field.as_str());
+    prefix
+}
+
+/// The first bytes of all rows of a field's type.
+pub fn type_prefix(record_prefix: &[u8], field: &Field, ty: FieldType) -> Vec<u8> {
+    let mut prefix = field_prefix(record_prefix, field);
+    prefix.push(ty.0);
+    prefix
+}
+
+/// A row's key.
+pub fn row_key(record_prefix: &[u8], field: &Field, ty: FieldType, slot: &[u8], dot: Dot) -> Vec<u8> {
+    let mut key = type_prefix(record_prefix, field, ty);
+    key.extend_from_slice(slot);
+    key.extend_from_slice(&dot.replica.0.to_be_bytes());
+    if ty.keyed_by_dot() {
+        key.extend_from_slice(&dot.counter.to_be_bytes());
+    }
+    key
+}
+
+/// Takes a row apart that was found below a record's prefix.
+pub fn parse_row(record_prefix: &[u8], key: &[u8], value: &[u8]) -> Result<Row, CodecError> {
+    let (field, ty, rest) = parse_field(record_prefix, key)?;
+    let tail = if ty.keyed_by_dot() { 16 } else { 8 };
+    let at = rest.len().checked_sub(tail).ok_or_else(|| malformed("a row's key is too short"))?;
+    let (slot, replica) = rest.split_at(at);
+    let value = RowValue::decode(value)?;
+    let replica = ReplicaId(be_u64(&replica[..8]));
+    Ok(Row {
+        field,
+        ty,
+        slot: slot.to_vec(),
+        dot: Dot { replica, counter: value.counter },
+        hlc: value.hlc,
+        payload: value.payload,
+    })
+}
+
+/// The field and type of a row's key below a record's prefix, and the rest of the key.
+pub fn parse_field<'k>(
+    record_prefix: &[u8],
+    key: &'k [u8],
+) -> Result<(Field, FieldType, &'k [u8]), CodecError> {
+    let rest = key.strip_prefix(record_prefix).ok_or_else(|| malformed("a row of another record"))?;
+    let end = rest.iter().position(|&b| b == 0).ok_or_else(|| malformed("a row's key has no field"))?;
+    let name = std::str::from_utf8(&rest[..end]).map_err(|_| malformed("a field that is no UTF-8"))?;
+    let field = Field::new(name).map_err(|error| malformed(&error.to_string()))?;
+    let (&ty, rest) = rest[end + 1..].split_first().ok_or_else(|| malformed("a row's key has no type"))?;
+    Ok((field, FieldType(ty), rest))
+}
+
+/// A log entry's key.
+pub fn log_entry(partition: PartitionId, index: u64) -> Vec<u8> {
+    log_key(partition, 0, index)
+}
+
+/// The key of the context that the log had reached after an entry.
+pub fn log_checkpoint(partition: PartitionId, index: u64) -> Vec<u8> {
+    log_key(partition, 1, index)
+}
+
+/// The index of a log entry's or checkpoint's key.
+pub fn log_index(key: &[u8]) -> Result<u64, CodecError> {
+    key.get(3..11).map(be_u64).ok_or_else(|| malformed("a log key is too short"))
+}
+
+/// The mark of a record that has rows.
+pub fn key_mark(record: &RecordId) -> Vec<u8> {
+    let mut mark = key_marks(&record.namespace);
+    mark.extend_from_slice(record.key.as_str().as_bytes());
+    mark
+}
+
+/// The first bytes of all marks of a namespace.
+pub fn key_marks(namespace: &Namespace) -> Vec<u8> {
+    let mut prefix = Vec::with_capacity(namespace.as_str().len() + 1);
+    push_name(&mut prefix, namespace.as_str());
+    prefix
+}
+
+/// The durable state of a partition, in `meta`.
+pub fn partition_meta(partition: PartitionId) -> Vec<u8> {
+    let mut key = b"partition/".to_vec();
+    key.extend_from_slice(&partition.0.to_be_bytes());
+    key
+}
+
+/// The greatest stamp of the node's clock, in `meta`.
+pub const CLOCK: &[u8] = b"clock";
+/// The node's identity, in `meta`.
+pub const IDENTITY: &[u8] = b"identity";
+/// The format version of the whole store, in `meta`.
+pub const FORMAT: &[u8] = b"format";
+
+/// The first key after all that begin with the prefix.
+pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.last_mut() {
+        if *last < u8::MAX {
+            *last += 1;
+            return end;
+        }
+        end.pop();
+    }
+    // Only a prefix of nothing but 0xff has no key after it, and no family has such keys.
+    vec![u8::MAX; prefix.len() + 1]
+}
+
+fn log_key(partition: PartitionId, kind: u8, index: u64) -> Vec<u8> {
+    let mut key = partition_prefix(partition);
+    key.push(kind);
+    key.extend_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn push_name(bytes: &mut Vec<u8>, name: &str) {
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.push(0);
+}
+
+fn be_u64(bytes: &[u8]) -> u64 {
+    let mut whole = [0; 8];
+    whole.copy_from_slice(bytes);
+    u64::from_be_bytes(whole)
+}
+
+fn malformed(what: &str) -> CodecError {
+    CodecError::Malformed(what.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Key;
+    use crate::time::Hlc;
+    use proptest::prelude::*;
+
+    fn record(key: &str) -> RecordId {
+        RecordId { namespace: Namespace::new("ns").unwrap(), key: Key::new(key).unwrap() }
+    }
+
+    #[test]
+    fn after_prefix_is_tight() {
+        assert_eq!(after_prefix(b"ab"), b"ac");
+        assert_eq!(after_prefix(&[1, 0xff]), [2]);
+        assert!(after_prefix(&[0xff]) > vec![0xff]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_comes_back(
+            key in "[a-z{}/]{1,9}", name in "[a-zA-Z é]{1,5}", ty: u8, slot: Vec<u8>,
+            replica: u64, counter: u64, hlc: u64, payload: Vec<u8>
+        ) {
+            let prefix = record_prefix(PartitionId(3), &record(&key));
+            let row = Row {
+                field: Field::new(name).unwrap(),
+                ty: FieldType(ty),
+                slot,
+                dot: Dot { replica: ReplicaId(replica), counter },
+                hlc: Hlc(hlc),
+                payload,
+            };
+            let key = row_key(&prefix, &row.field, row.ty, &row.slot, row.dot);
+            let value = RowValue { counter, hlc: row.hlc, payload: row.payload.clone() }.encode();
+            prop_assert_eq!(parse_row(&prefix, &key, &value), Ok(row));
+        }
+
+        #[test]
+        fn junk_never_panics(key: Vec<u8>, value: Vec<u8>) {
+            let _ = parse_row(&[], &key, &value);
+            let _ = log_index(&key);
+        }
+    }
+}

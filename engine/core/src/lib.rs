@@ -1,0 +1,31 @@
+//! The pure core of Godwit: everything that gives a stored byte its meaning.
+//!
+//! This crate has no clock, no randomness, no file, no socket and no thread. Time and seeds come in as
+//! arguments, effects go out as data, and the same code runs in the server and in the simulator.
+//!
+//! Read in this order:
+//!
+//! 1. [`ids`], [`time`], [`context`]: names, stamps, dots and version vectors;
+//! 2. [`row`] and [`delta`]: what is stored, and what one commit changed;
+//! 3. [`types`]: one module a CRDT type, each with its semantics and its invariant in the header;
+//! 4. [`commit`]: operations to delta; [`partition`]: deltas to rows, log and context;
+//! 5. [`read`]: rows to values;
+//! 6. [`store`] and [`machine`]: the two boundaries to the world.
+
+pub mod codec;
+pub mod commit;
+pub mod context;
+pub mod delta;
+pub mod digest;
+pub mod ids;
+pub mod json;
+pub mod keys;
+pub mod machine;
+pub mod op;
+pub mod partition;
+pub mod read;
+pub mod rng;
+pub mod row;
+pub mod store;
+pub mod time;
+pub mod types;

@@ -1,0 +1,162 @@
+//! Operations of clients, their limits, and why a commit is refused.
+
+use crate::ids::{Field, Member, RecordId};
+use crate::json::Json;
+use crate::row::FieldType;
+
+/// One operation on a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Assigns a register.
+    Set {
+        /// The register.
+        field: Field,
+        /// Its new value.
+        value: Json,
+    },
+    /// Adds to a counter.
+    Incr {
+        /// The counter.
+        field: Field,
+        /// How much, of either sign.
+        by: i64,
+    },
+    /// Raises a flag.
+    Enable {
+        /// The flag.
+        field: Field,
+    },
+    /// Lowers a flag, as far as seen.
+    Disable {
+        /// The flag.
+        field: Field,
+    },
+    /// Adds members to a set.
+    Add {
+        /// The set.
+        field: Field,
+        /// The members.
+        members: Vec<Member>,
+    },
+    /// Removes members from a set, as far as seen.
+    Remove {
+        /// The set.
+        field: Field,
+        /// The members.
+        members: Vec<Member>,
+    },
+    /// Takes away what was seen of a field, whatever its type.
+    Clear {
+        /// The field.
+        field: Field,
+    },
+    /// Takes away what was seen of every field.
+    Delete,
+}
+
+impl Op {
+    /// The field and type that the operation needs; `None` if it takes any.
+    pub fn target(&self) -> Option<(&Field, FieldType)> {
+        match self {
+            Self::Set { field, .. } => Some((field, FieldType::REGISTER)),
+            Self::Incr { field, .. } => Some((field, FieldType::COUNTER)),
+            Self::Enable { field } | Self::Disable { field } => Some((field, FieldType::FLAG)),
+            Self::Add { field, .. } | Self::Remove { field, .. } => Some((field, FieldType::SET)),
+            Self::Clear { .. } | Self::Delete => None,
+        }
+    }
+}
+
+/// The operations of one commit on one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// The record.
+    pub record: RecordId,
+    /// What to do, in order.
+    pub ops: Vec<Op>,
+}
+
+/// Limits on what clients may write. Peers' deltas are held to the wire's limits instead: a node must apply
+/// whatever another node accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes of a register's compact JSON.
+    pub value_bytes_max: usize,
+    /// The most fields of one record.
+    pub fields_max: usize,
+    /// The most operations of one commit.
+    pub ops_max: usize,
+    /// The most members named by one commit.
+    pub members_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { value_bytes_max: 1024 * 1024, fields_max: 1000, ops_max: 1000, members_max: 10_000 }
+    }
+}
+
+/// Why a commit was refused. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("operation {op}: {reason}")]
+pub struct Refusal {
+    /// The index of the offending operation in its write.
+    pub op: usize,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+/// What is wrong with an operation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// A live field of that name has another type.
+    #[error(
+        "field {field:?} is a {found} here; {wanted} operations do not apply to it (clear it first, or use another name)"
+    )]
+    TypeMismatch {
+        /// The field.
+        field: Field,
+        /// Its type here.
+        found: FieldType,
+        /// The operation's type.
+        wanted: FieldType,
+    },
+    /// A value above the limit.
+    #[error("the value has {found} bytes, at most {max} are allowed")]
+    ValueTooLarge {
+        /// Bytes found.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// One field more than a record may have.
+    #[error("the record already has {max} fields, the most that is allowed")]
+    TooManyFields {
+        /// The limit.
+        max: usize,
+    },
+    /// More operations than a commit may have.
+    #[error("the commit has {found} operations, at most {max} are allowed")]
+    TooManyOps {
+        /// Operations found.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// More members than a commit may name.
+    #[error("the commit names {found} members, at most {max} are allowed")]
+    TooManyMembers {
+        /// Members found so far.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// More bytes than one delta may have.
+    #[error("the commit has {found} bytes, at most {max} are allowed: split it")]
+    TooLarge {
+        /// Bytes found.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
+}

@@ -1,0 +1,126 @@
+//! Rows: what one replica last wrote to one slot.
+//!
+//! A slot is the smallest unit of data: a register, a flag, one member of a set, one replica's share of a
+//! counter. A row is a slot, the replica that wrote it, and one dot. The type's code tells two things that
+//! even a node which does not know the type must know to store, kill and relay its rows:
+//!
+//! - bit `0x40`: rows are keyed by their whole dot (two rows of one replica may stand side by side);
+//!   otherwise a replica's later row replaces its earlier one;
+//! - bit `0x20`: rows hold sums; a clear does not cover them, the type clears them by rows of its own.
+
+use std::fmt;
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{self, CodecError};
+use crate::context::Dot;
+use crate::ids::Field;
+use crate::time::Hlc;
+
+/// The format version of a stored row.
+pub const ROW_VERSION: u8 = 1;
+
+/// The most bytes of a slot within its field and type: a set's longest member and its end.
+pub const MAX_SLOT_BYTES: usize = crate::ids::MAX_MEMBER_BYTES + 1;
+
+/// A CRDT type, by its code on disk and on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct FieldType(pub u8);
+
+impl FieldType {
+    /// True while some enable is seen by no visible disable or clear.
+    pub const FLAG: Self = Self(0x01);
+    /// Add-wins set.
+    pub const SET: Self = Self(0x02);
+    /// Sum of increments, with clears that take what they saw.
+    pub const COUNTER: Self = Self(0x21);
+    /// The latest of concurrent assignments, the others kept as siblings.
+    pub const REGISTER: Self = Self(0x41);
+
+    /// Whether rows are keyed by replica and counter, not by replica alone.
+    pub fn keyed_by_dot(self) -> bool {
+        self.0 & 0x40 != 0
+    }
+
+    /// Whether rows hold sums, which a clear does not cover.
+    pub fn holds_sums(self) -> bool {
+        self.0 & 0x20 != 0
+    }
+
+    /// The name in the API, for the types that this version knows.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::FLAG => Some("flag"),
+            Self::SET => Some("set"),
+            Self::COUNTER => Some("counter"),
+            Self::REGISTER => Some("register"),
+            _ => None,
+        }
+    }
+
+    /// The place among types of one name when a read by name must choose: the smallest wins.
+    pub fn read_precedence(self) -> u8 {
+        match self {
+            Self::SET => 2,
+            Self::COUNTER => 4,
+            Self::FLAG => 5,
+            Self::REGISTER => 6,
+            _ => u8::MAX,
+        }
+    }
+}
+
+impl fmt::Debug for FieldType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "type-{:#04x}", self.0),
+        }
+    }
+}
+
+impl fmt::Display for FieldType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A row as read from the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The field.
+    pub field: Field,
+    /// Its type.
+    pub ty: FieldType,
+    /// The slot within field and type, in the type's own bytes.
+    pub slot: Vec<u8>,
+    /// The commit that wrote the row.
+    pub dot: Dot,
+    /// That commit's stamp.
+    pub hlc: Hlc,
+    /// The type's own bytes.
+    pub payload: Vec<u8>,
+}
+
+/// A row's stored value. The replica stands in the key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RowValue {
+    /// The dot's counter.
+    pub counter: u64,
+    /// The commit's stamp.
+    pub hlc: Hlc,
+    /// The type's own bytes.
+    pub payload: Vec<u8>,
+}
+
+impl RowValue {
+    /// The value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(ROW_VERSION, self)
+    }
+
+    /// Reads a value's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode(ROW_VERSION, bytes)
+    }
+}

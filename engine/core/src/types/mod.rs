@@ -1,0 +1,84 @@
+//! The CRDT types: what an operation does to the rows of its slots, and what rows mean.
+//!
+//! Each module is pure arithmetic on rows. [`Unit`] is what an operation may touch: the rows seen of one slot
+//! (or, for a counter, of the whole counter) and what this commit makes of them so far.
+
+pub mod counter;
+pub mod presence;
+pub mod register;
+
+use crate::context::Dot;
+use crate::row::Row;
+
+/// Rows that one commit sees and changes together.
+#[derive(Debug, Clone, Default)]
+pub struct Unit {
+    seen: Vec<SeenRow>,
+    written: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug, Clone)]
+struct SeenRow {
+    slot: Vec<u8>,
+    dot: Dot,
+    payload: Vec<u8>,
+    killed: bool,
+}
+
+impl Unit {
+    /// A unit in which these rows are seen.
+    pub fn new(rows: impl IntoIterator<Item = Row>) -> Self {
+        let seen = rows
+            .into_iter()
+            .map(|row| SeenRow { slot: row.slot, dot: row.dot, payload: row.payload, killed: false })
+            .collect();
+        Self { seen, written: Vec::new() }
+    }
+
+    /// The rows written by this commit: slot and payload.
+    pub fn written(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.written
+    }
+
+    /// The rows seen that this commit removes: slot and dot.
+    pub fn killed(&self) -> impl Iterator<Item = (&[u8], Dot)> {
+        self.seen.iter().filter(|row| row.killed).map(|row| (row.slot.as_slice(), row.dot))
+    }
+
+    /// Whether a row seen is still there.
+    pub fn any_seen_alive(&self) -> bool {
+        self.seen.iter().any(|row| !row.killed)
+    }
+
+    /// Whether this commit removes the row with this dot.
+    pub fn kills(&self, slot: &[u8], dot: Dot) -> bool {
+        self.killed().any(|killed| killed == (slot, dot))
+    }
+
+    /// The rows seen and not removed: slot, dot, payload.
+    fn alive(&self) -> impl Iterator<Item = (&[u8], Dot, &[u8])> {
+        self.seen
+            .iter()
+            .filter(|row| !row.killed)
+            .map(|row| (row.slot.as_slice(), row.dot, row.payload.as_slice()))
+    }
+
+    fn kill_where(&mut self, mut condition: impl FnMut(&[u8], Dot) -> bool) {
+        for row in &mut self.seen {
+            row.killed |= condition(&row.slot, row.dot);
+        }
+    }
+
+    fn write(&mut self, slot: Vec<u8>, payload: Vec<u8>) {
+        self.unwrite(&slot);
+        self.written.push((slot, payload));
+    }
+
+    fn unwrite(&mut self, slot: &[u8]) {
+        self.written.retain(|(written, _)| written != slot);
+    }
+
+    fn written_at(&self, slot: &[u8]) -> Option<&[u8]> {
+        self.written.iter().find(|(written, _)| written == slot).map(|(_, payload)| payload.as_slice())
+    }
+}
