@@ -1,0 +1,89 @@
+//! Telling contexts: what a node has applied.
+//!
+//! Told in full on a new link and every [`contexts_interval_us`](crate::Tuning::contexts_interval_us) (which mends
+//! whatever a lost message left wrong), and by partition soon after others' deltas were applied. Own commits need no
+//! telling: the deltas themselves do it. What a peer tells only ever grows while its link lasts, so late messages do
+//! no harm.
+
+use godwit_core::context::VersionVector;
+use godwit_core::ids::PartitionId;
+use godwit_core::store::{StoreError, StoreRead};
+use godwit_core::time::Mono;
+
+use crate::message::Message;
+use crate::node::{Node, Step};
+
+impl Node {
+    /// Others' deltas were applied: peers are to be told soon.
+    pub(crate) fn context_changed(&mut self, now: Mono, partition: PartitionId) {
+        let tell_at = now.plus_us(self.config.tuning.contexts_delay_us);
+        for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
+            session.untold.insert(partition);
+            session.tell_at.get_or_insert(tell_at);
+        }
+    }
+
+    pub(crate) fn tell_all_contexts<S: StoreRead>(&mut self, step: &mut Step<'_, S>, name: &str) {
+        let contexts = self.partition_ids().map(|id| (id, self.context(id).clone()));
+        let contexts = contexts.filter(|(_, context)| !context.is_empty()).collect();
+        let next = step.now.mono.plus_us(self.config.tuning.contexts_interval_us);
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else { return };
+        session.untold.clear();
+        session.tell_at = None;
+        session.tell_all_at = next;
+        step.send(name, session.link, Message::Contexts { complete: true, contexts });
+    }
+
+    /// Tells what is due.
+    pub(crate) fn tell_contexts_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) {
+        let now = step.now.mono;
+        let names: Vec<String> = self.peers.keys().cloned().collect();
+        for name in names {
+            let Some(session) = self.peers.get(&name).and_then(|peer| peer.session.as_ref()) else {
+                continue;
+            };
+            if session.tell_all_at <= now {
+                // The greeting may have been lost, and the peer cannot say so.
+                self.greet(step, &name, session.link);
+                self.tell_all_contexts(step, &name);
+            } else if session.tell_at.is_some_and(|at| at <= now) {
+                self.tell_changed_contexts(step, &name);
+            }
+        }
+    }
+
+    fn tell_changed_contexts<S: StoreRead>(&mut self, step: &mut Step<'_, S>, name: &str) {
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else { return };
+        session.tell_at = None;
+        let untold = std::mem::take(&mut session.untold);
+        let link = session.link;
+        let contexts = untold.into_iter().map(|id| (id, self.context(id).clone())).collect();
+        step.send(name, link, Message::Contexts { complete: false, contexts });
+    }
+
+    /// A peer told what it has.
+    pub(crate) fn contexts_told<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        complete: bool,
+        contexts: Vec<(PartitionId, VersionVector)>,
+    ) -> Result<(), StoreError> {
+        let own = self.config.replica;
+        for (id, context) in &contexts {
+            let counter = context.get(own);
+            self.check_own(*id, godwit_core::context::Dot { replica: own, counter })?;
+        }
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let Some(session) = peer.session.as_mut() else { return Ok(()) };
+        session.synced |= complete;
+        for (id, context) in &contexts {
+            peer.known.entry(*id).or_default().join(context);
+        }
+        for (id, _) in contexts {
+            self.acknowledged(step.now.mono, name, id);
+            self.review_relay(step.now.mono, id);
+        }
+        self.pump(step, name)
+    }
+}

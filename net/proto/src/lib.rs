@@ -1,0 +1,36 @@
+//! The replication protocol of Godwit as one pure state machine.
+//!
+//! [`Node`] is a node of the cluster without its IO: it takes commits of clients and messages of peers, and
+//! answers with a batch to commit, messages to send, and replies. It has no clock, no socket, no file and no
+//! randomness of its own; the server and the simulator run this very code (see [`godwit_core::machine`]).
+//!
+//! # The protocol
+//!
+//! Truth is what a node has durably applied: for each partition a version vector, its *context*. Everything else
+//! that two nodes keep about each other is a guess that may be thrown away, so any message may be lost, doubled
+//! or late, and a link may break anywhere.
+//!
+//! 1. **Greeting** ([`peer`]). On a new link both sides say who they are; different clusters or partition counts
+//!    part ways. Then both tell all their contexts.
+//! 2. **Push** ([`push`]). A node sends its *own* deltas to every peer: new ones as soon as they are durable;
+//!    to a peer that is behind, those that it lacks, from the log, in a bounded window. So each delta crosses a
+//!    link once, and never goes back to its origin.
+//! 3. **Contexts** ([`contexts`]). What a node applies it tells its peers, soon after and periodically. That
+//!    acknowledges pushes, and lets a peer see that others have what it lacks.
+//! 4. **Relay** ([`relay`]). A node that for too long lacks what a peer has from a third asks that peer for it. So
+//!    two regions that both reach a third converge though the link between them is cut.
+//!
+//! Deltas are applied in causal order ([`godwit_core::partition`]). The least missing delta in causal order is
+//! always the next one of its origin's stream and can be applied on arrival, so streams never wait for each
+//! other in a circle.
+
+pub mod contexts;
+pub mod message;
+pub mod node;
+pub mod peer;
+pub mod push;
+pub mod relay;
+pub mod status;
+
+pub use message::Message;
+pub use node::{Input, LinkId, Node, NodeConfig, Output, Reply, RequestId, Tuning};

@@ -1,0 +1,212 @@
+//! Peers and their links: greeting, dispatch of messages, and what is known of a peer.
+//!
+//! What a peer has told of its contexts outlives its link, so that the status can say how far behind a peer is that
+//! cannot be reached; but a new link starts from what the peer tells on it, since the peer may have been replaced.
+//!
+//! A message that comes before the greeting is passed over: it is a leftover, or the greeting was lost and will come
+//! again with the next contexts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use godwit_core::context::VersionVector;
+use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::store::{StoreError, StoreRead};
+use godwit_core::time::Mono;
+
+use crate::message::{Hello, Message};
+use crate::node::{LinkId, Node, Step};
+use crate::push::Push;
+
+/// The most bytes of a reason that a peer gives, kept for the log.
+const REASON_BYTES_MAX: usize = 300;
+
+/// A peer: what it last told, and its link if there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Peer {
+    /// The peer's introduction.
+    pub(crate) hello: Option<Hello>,
+    /// What it has applied, as far as told.
+    pub(crate) known: BTreeMap<PartitionId, VersionVector>,
+    /// The link, if one is up.
+    pub(crate) session: Option<Session>,
+}
+
+/// What is kept about a peer while a link to it is up.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) link: LinkId,
+    /// Whether the peer has introduced itself on this link.
+    pub(crate) greeted: bool,
+    /// Whether it has told all its contexts on this link.
+    pub(crate) synced: bool,
+    /// Partitions whose context changed since it was told.
+    pub(crate) untold: BTreeSet<PartitionId>,
+    /// When to tell them.
+    pub(crate) tell_at: Option<Mono>,
+    /// When to tell all contexts.
+    pub(crate) tell_all_at: Mono,
+    pub(crate) push: Push,
+}
+
+impl Peer {
+    /// The earliest moment at which something is to be done for the peer.
+    pub(crate) fn next_deadline(&self) -> Option<Mono> {
+        let session = self.session.as_ref()?;
+        let deadlines = [Some(session.tell_all_at), session.tell_at, session.push.deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// The peer's session, once it is greeted and has told what it has.
+    pub(crate) fn synced(&self) -> Option<&Session> {
+        self.session.as_ref().filter(|session| session.synced)
+    }
+
+    pub(crate) fn replica(&self) -> Option<ReplicaId> {
+        self.hello.as_ref().map(|hello| hello.replica)
+    }
+
+    pub(crate) fn known(&self, partition: PartitionId, replica: ReplicaId) -> u64 {
+        self.known.get(&partition).map_or(0, |context| context.get(replica))
+    }
+}
+
+impl Node {
+    pub(crate) fn link_up<S: StoreRead>(&mut self, step: &mut Step<'_, S>, name: String, link: LinkId) {
+        let peer = self.peers.entry(name.clone()).or_default();
+        if peer.session.as_ref().is_some_and(|session| session.link > link) {
+            return;
+        }
+        let now = step.now.mono;
+        peer.session = Some(Session {
+            link,
+            greeted: false,
+            synced: false,
+            untold: BTreeSet::new(),
+            tell_at: None,
+            tell_all_at: now,
+            push: Push::new(now),
+        });
+        self.greet(step, &name, link);
+        self.tell_all_contexts(step, &name);
+    }
+
+    pub(crate) fn link_down(&mut self, now: Mono, name: &str, link: LinkId) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if peer.session.as_ref().is_some_and(|session| session.link == link) {
+            peer.session = None;
+            // What was awaited from this peer may have to come from another one now.
+            for partition in self.partition_ids() {
+                self.review_relay(now, partition);
+            }
+        }
+    }
+
+    pub(crate) fn greet<S: StoreRead>(&self, step: &mut Step<'_, S>, name: &str, link: LinkId) {
+        let config = &self.config;
+        let hello = Hello {
+            cluster: config.cluster.clone(),
+            node: config.node.clone(),
+            region: config.region.clone(),
+            replica: config.replica,
+            partitions: config.partitions,
+        };
+        step.send(name, link, Message::Hello(hello));
+    }
+
+    pub(crate) fn frame<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        link: LinkId,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let Some(session) = self.peers.get(name).and_then(|peer| peer.session.as_ref()) else {
+            return Ok(());
+        };
+        if session.link != link {
+            return Ok(());
+        }
+        let greeted = session.greeted;
+        let outcome = match Message::decode(bytes) {
+            Ok(Message::Hello(hello)) => self.hello(name, hello),
+            Ok(Message::Refuse { reason }) => Err(format!("the peer refuses: {}", shortened(&reason))),
+            Ok(_) if !greeted => Ok(()),
+            Ok(message) => self.message(step, name, message)?,
+            Err(error) => Err(format!("a message is refused: {error}")),
+        };
+        if let Err(reason) = outcome {
+            step.send(name, link, Message::Refuse { reason: reason.clone() });
+            step.close(name, link, reason);
+            self.link_down(step.now.mono, name, link);
+        }
+        Ok(())
+    }
+
+    /// Takes a message of a greeted peer; an inner `Err` says why the link must close.
+    fn message<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        message: Message,
+    ) -> Result<Result<(), String>, StoreError> {
+        let partition = match &message {
+            Message::Deltas { partition, .. } | Message::Want { partition, .. } => Some(*partition),
+            Message::Contexts { contexts, .. } => contexts.iter().map(|(partition, _)| *partition).max(),
+            Message::Hello(_) | Message::Refuse { .. } => None,
+        };
+        if let Some(partition) = partition.filter(|partition| partition.0 >= self.config.partitions) {
+            return Ok(Err(format!("there is no partition {partition}")));
+        }
+        match message {
+            Message::Contexts { complete, contexts } => self.contexts_told(step, name, complete, contexts)?,
+            Message::Deltas { partition, deltas, ends_want } => {
+                if let Err(reason) = self.receive(step, partition, deltas)? {
+                    return Ok(Err(reason));
+                }
+                if ends_want {
+                    self.want_answered(step.now.mono, name, partition);
+                }
+            }
+            Message::Want { partition, context } => self.serve_want(step, name, partition, &context)?,
+            Message::Hello(_) | Message::Refuse { .. } => {}
+        }
+        Ok(Ok(()))
+    }
+
+    fn hello(&mut self, name: &str, hello: Hello) -> Result<(), String> {
+        let own = &self.config;
+        if hello.cluster != own.cluster {
+            return Err(format!("cluster {:?} is not {:?}", shortened(&hello.cluster), own.cluster));
+        }
+        if hello.partitions != own.partitions {
+            return Err(format!("{} partitions there, {} here", hello.partitions, own.partitions));
+        }
+        if hello.node != name {
+            return Err(format!(
+                "the node calls itself {:?}, its certificate {name:?}",
+                shortened(&hello.node)
+            ));
+        }
+        if hello.replica == own.replica {
+            return Err(format!(
+                "node {name:?} writes under this node's replica id: a copied data directory?"
+            ));
+        }
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let Some(session) = peer.session.as_mut() else { return Ok(()) };
+        if !session.greeted {
+            session.greeted = true;
+            peer.known.clear();
+        }
+        peer.hello = Some(hello);
+        Ok(())
+    }
+}
+
+fn shortened(text: &str) -> String {
+    let end = text.char_indices().map(|(at, _)| at).take_while(|&at| at <= REASON_BYTES_MAX).last();
+    match end {
+        Some(end) if text.len() > REASON_BYTES_MAX => format!("{}…", &text[..end]),
+        _ => text.to_string(),
+    }
+}
