@@ -1,0 +1,23 @@
+//! The deterministic simulator of Godwit: whole clusters in one thread, from one seed.
+//!
+//! It runs the very state machines that the server runs ([`godwit_proto::Node`] over [`godwit_core`]), with
+//! virtual time, a network that can be cut, disks that lose what was not committed, and processes that crash; and
+//! it compares every read with an independent specification. No clock, thread or random source is used: a seed
+//! decides everything, and the digest of a run's trace proves it.
+//!
+//! - [`spec`]: the meaning of the types, as plain code over histories of events; shares nothing with the engine;
+//! - [`oracle`]: what must hold (DESIGN.md §5), checked while a run goes on;
+//! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
+//! - [`workload`]: what clients do, on tiny key spaces, since collisions find bugs;
+//! - [`run`]: from a seed to a verdict: faults, then healing and convergence;
+//! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
+
+pub mod cluster;
+pub mod network;
+pub mod oracle;
+pub mod run;
+pub mod spec;
+pub mod trace;
+pub mod vectors;
+pub mod workload;
+pub mod world;

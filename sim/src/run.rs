@@ -1,0 +1,254 @@
+//! From a seed to a verdict.
+//!
+//! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then everything else.
+//! A run has two phases: faults and clients for some seconds; then every link heals, every node starts, clients are
+//! silent, and all nodes must have the same bytes, with everything that any client was told of, within
+//! [`CONVERGENCE_US_MAX`]. All draws are integers, all rates are ratios.
+
+use godwit_core::rng::Rng;
+use godwit_proto::Tuning;
+
+use crate::network::NetworkConfig;
+use crate::oracle::Violation;
+use crate::workload;
+use crate::world::{Event, World};
+
+/// Simulated time within which all nodes must agree after faults end: the longest wait of the protocol (resending), a
+/// few round trips of the slowest network drawn, and reconnecting.
+pub const CONVERGENCE_US_MAX: u64 = 60_000_000;
+
+/// How often agreement is looked at in the second phase.
+const LOOK_US: u64 = 50_000;
+
+/// What a seed drew.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    /// Nodes, each a region of its own.
+    pub nodes: usize,
+    /// Partitions.
+    pub partitions: u16,
+    /// Latencies and losses.
+    pub network: NetworkConfig,
+    /// Windows and waits of the protocol.
+    pub tuning: Tuning,
+    /// The time of an fsync, a node.
+    pub fsync_us: Vec<u64>,
+    /// The most inputs in a group.
+    pub group_max: usize,
+    /// Each node's clock at the beginning, in milliseconds off.
+    pub clock_offsets_ms: Vec<i64>,
+    /// How far ahead a remote stamp may be and still be followed.
+    pub max_clock_drift_ms: u64,
+    /// How long faults and clients go on.
+    pub active_us: u64,
+    /// The mean time between commits, over all nodes.
+    pub commit_every_us: u64,
+    /// The mean time between faults, if there are any.
+    pub fault_every_us: Option<u64>,
+    /// How long a cut or an outage lasts at most.
+    pub outage_us_max: u64,
+}
+
+impl RunConfig {
+    /// Draws a configuration.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let nodes = 2 + rng.below(4) as usize;
+        let latency_us = 200 << rng.below(10);
+        let harsh = rng.chance(1, 3);
+        let idle_us = 500_000 + rng.below(10_000_000);
+        let network = NetworkConfig {
+            latency_us,
+            jitter_us: rng.below(latency_us),
+            idle_us,
+            connect_us: 10_000 + rng.below(300_000),
+            lost_of_1000: if harsh { rng.below(60) } else { 0 },
+            doubled_of_1000: if harsh { rng.below(60) } else { 0 },
+            reordered_of_1000: if harsh { rng.below(200) } else { 0 },
+        };
+        let tuning = Tuning {
+            contexts_delay_us: 1_000 << rng.below(8),
+            contexts_interval_us: 1_000_000 + rng.below(4_000_000),
+            window_bytes: 200 << rng.below(14),
+            chunk_bytes: 100 << rng.below(10),
+            resend_after_us: 2_000_000 + rng.below(4_000_000),
+            relay_wait_linked_us: 300_000 + rng.below(1_500_000),
+            relay_wait_cut_us: 5_000 + rng.below(200_000),
+            relay_retry_us: 500_000 + rng.below(3_000_000),
+            relay_bytes: 100 << rng.below(12),
+        };
+        Self {
+            partitions: 1 + rng.below(3) as u16,
+            network,
+            tuning,
+            fsync_us: (0..nodes).map(|_| 100 << rng.below(8)).collect(),
+            group_max: 1 << rng.below(7),
+            clock_offsets_ms: (0..nodes).map(|_| offset(rng)).collect(),
+            max_clock_drift_ms: 1 << rng.below(20),
+            active_us: 5_000_000 + rng.below(25_000_000),
+            commit_every_us: 20_000 << rng.below(5),
+            fault_every_us: rng.chance(9, 10).then(|| 200_000 << rng.below(5)),
+            outage_us_max: 200_000 << rng.below(7),
+            nodes,
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunReport {
+    /// The seed.
+    pub seed: u64,
+    /// The digest of the trace.
+    pub digest: String,
+    /// What did not hold, if anything.
+    pub violation: Option<Violation>,
+    /// Simulated time.
+    pub simulated_us: u64,
+    /// Events traced.
+    pub events: u64,
+    /// Commits that became durable.
+    pub commits: usize,
+    /// Commits that a client was told of.
+    pub acknowledged: u64,
+    /// Frames sent.
+    pub frames: u64,
+    /// Records read and compared.
+    pub reads: u64,
+    /// How long agreement took after faults ended.
+    pub convergence_us: u64,
+}
+
+/// Runs a seed; `print` shows the trace.
+pub fn run(seed: u64, print: bool) -> RunReport {
+    let mut rng = Rng::new(seed);
+    let config = RunConfig::draw(&mut rng);
+    let mut world = match World::new(&config, rng, print) {
+        Ok(world) => world,
+        // Fresh nodes on empty disks: only a broken build gets here.
+        Err(violation) => return failed_to_begin(seed, violation),
+    };
+    world.trace.line(0, format_args!("{config:?}"));
+    let verdict = live(&mut world, &config);
+    if let Err(violation) = &verdict {
+        world.trace.line(world.now_us, format_args!("VIOLATION of {violation}"));
+    }
+    RunReport {
+        seed,
+        digest: world.trace.digest(),
+        simulated_us: world.now_us,
+        events: world.trace.lines(),
+        commits: world.oracle.commits(),
+        acknowledged: world.acknowledged,
+        frames: world.frames,
+        reads: world.oracle.reads(),
+        convergence_us: verdict.as_ref().copied().unwrap_or(0),
+        violation: verdict.err(),
+    }
+}
+
+fn live(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
+    let mut next_commit = 0;
+    let mut next_fault = config.fault_every_us.map(|every| world.rng.below(2 * every));
+    while world.now_us < config.active_us {
+        let until = next_fault.unwrap_or(u64::MAX).min(next_commit).min(config.active_us);
+        if world.advance(until)? {
+            continue;
+        }
+        if world.now_us == next_commit {
+            let node = world.rng.below(config.nodes as u64) as usize;
+            let writes = workload::commit(&mut world.rng, config.partitions);
+            world.at(0, Event::Client(node, writes));
+            if world.rng.chance(1, 3) {
+                let reader = world.rng.below(config.nodes as u64) as usize;
+                world.at(0, Event::Check(reader));
+            }
+            next_commit += 1 + world.rng.below(2 * config.commit_every_us);
+        }
+        if next_fault == Some(world.now_us) {
+            fault(world, config);
+            next_fault = config.fault_every_us.map(|every| world.now_us + 1 + world.rng.below(2 * every));
+        }
+    }
+    converge(world)
+}
+
+/// Ends all faults and demands agreement.
+fn converge(world: &mut World) -> Result<u64, Violation> {
+    let began = world.now_us;
+    world.trace.line(began, format_args!("faults end"));
+    for pair in world.pairs() {
+        world.at(0, Event::Heal(pair));
+    }
+    for node in 0..world.node_count() {
+        world.at(0, Event::Start(node));
+    }
+    loop {
+        let until = world.now_us + LOOK_US;
+        while world.advance(until)? {}
+        let difference = world.difference()?;
+        match difference {
+            None => break,
+            Some(what) if world.now_us - began > CONVERGENCE_US_MAX => {
+                let what = format!("no agreement {CONVERGENCE_US_MAX} µs after faults ended: {what}");
+                return Err(Violation::new(1, what));
+            }
+            Some(_) => {}
+        }
+    }
+    let took = world.now_us - began;
+    for node in 0..world.node_count() {
+        world.check(node)?;
+    }
+    world.trace.line(world.now_us, format_args!("all agree"));
+    Ok(took)
+}
+
+fn fault(world: &mut World, config: &RunConfig) {
+    let outage = 1 + world.rng.below(config.outage_us_max);
+    let node = world.rng.below(config.nodes as u64) as usize;
+    let pairs = world.pairs();
+    let pair = *world.rng.pick(&pairs);
+    match world.rng.below(10) {
+        0..=2 => {
+            world.at(0, Event::Cut(pair));
+            world.at(outage, Event::Heal(pair));
+        }
+        // A whole region is cut off.
+        3..=4 => {
+            for pair in pairs.into_iter().filter(|pair| pair.0 == node || pair.1 == node) {
+                world.at(0, Event::Cut(pair));
+                world.at(outage, Event::Heal(pair));
+            }
+        }
+        5 => world.at(0, Event::Reset(pair)),
+        6..=8 => {
+            world.at(0, Event::Crash(node));
+            world.at(outage, Event::Start(node));
+        }
+        _ => {
+            let ms = offset(&mut world.rng);
+            world.at(0, Event::ClockStep(node, ms));
+        }
+    }
+}
+
+/// How far off a clock is: mostly little, sometimes hours.
+fn offset(rng: &mut Rng) -> i64 {
+    let most = *rng.pick(&[1i64, 50, 2_000, 3_600_000]);
+    rng.below(2 * most as u64 + 1) as i64 - most
+}
+
+fn failed_to_begin(seed: u64, violation: Violation) -> RunReport {
+    RunReport {
+        seed,
+        digest: String::new(),
+        violation: Some(violation),
+        simulated_us: 0,
+        events: 0,
+        commits: 0,
+        acknowledged: 0,
+        frames: 0,
+        reads: 0,
+        convergence_us: 0,
+    }
+}
