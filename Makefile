@@ -1,0 +1,40 @@
+# Everything a developer or CI runs. `make` lists it.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Outside the tree, so that a fresh clone finds RocksDB already built.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/godwit/target
+# Where rustup installs, for shells that do not have it in PATH.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# Arguments for the demo: make demo ARGS=--help
+ARGS ?=
+
+.PHONY: help setup demo test lint
+
+help:
+	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
+	@echo 'make test   run every test, as CI does'
+	@echo 'make lint   check formatting, lints and dependencies, as CI does'
+	@echo 'make setup  install what a build needs and this machine lacks'
+
+setup:
+	@bash .ci/setup
+
+# The demo and the tests share one profile (dev), so that RocksDB is compiled once.
+demo: setup
+	cargo run --locked -p godwit-server --bin godwit -- demo $(ARGS)
+
+test: setup
+	cargo test --workspace --locked
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --offline --locked check --hide-inclusion-graph bans licenses sources; \
+	else \
+		echo 'cargo-deny is not installed: bans, licenses and sources not checked (cargo install cargo-deny --locked)'; \
+	fi
