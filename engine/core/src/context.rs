@@ -12,6 +12,9 @@ use bincode::{Decode, Encode};
 
 use crate::ids::ReplicaId;
 
+/// The most replicas that a decoded vector may name: every node of a large cluster in a hundred incarnations.
+pub const REPLICAS_MAX: usize = 16_384;
+
 /// Names one commit in one partition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Dot {
@@ -113,6 +116,9 @@ impl<C> Decode<C> for VersionVector {
         decoder: &mut D,
     ) -> Result<Self, bincode::error::DecodeError> {
         let entries = BTreeMap::<ReplicaId, u64>::decode(decoder)?;
+        if entries.len() > REPLICAS_MAX {
+            return Err(bincode::error::DecodeError::Other("a version vector names too many replicas"));
+        }
         Ok(entries.into_iter().map(|(replica, counter)| Dot { replica, counter }).collect())
     }
 }

@@ -5,7 +5,7 @@
 //! telling: the deltas themselves do it. What a peer tells only ever grows while its link lasts, so late messages do
 //! no harm.
 
-use godwit_core::context::VersionVector;
+use godwit_core::context::{Dot, REPLICAS_MAX, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
@@ -68,22 +68,27 @@ impl Node {
         name: &str,
         complete: bool,
         contexts: Vec<(PartitionId, VersionVector)>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Result<(), String>, StoreError> {
         let own = self.config.replica;
         for (id, context) in &contexts {
-            let counter = context.get(own);
-            self.check_own(*id, godwit_core::context::Dot { replica: own, counter })?;
+            self.check_own(*id, Dot { replica: own, counter: context.get(own) })?;
         }
-        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
-        let Some(session) = peer.session.as_mut() else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(Ok(())) };
+        let Some(session) = peer.session.as_mut() else { return Ok(Ok(())) };
         session.synced |= complete;
         for (id, context) in &contexts {
-            peer.known.entry(*id).or_default().join(context);
+            let known = peer.known.entry(*id).or_default();
+            known.join(context);
+            if known.len() > REPLICAS_MAX {
+                return Ok(Err(format!(
+                    "the peer names more than {REPLICAS_MAX} replicas in partition {id}"
+                )));
+            }
         }
         for (id, _) in contexts {
             self.acknowledged(step.now.mono, name, id);
             self.review_relay(step.now.mono, id);
         }
-        self.pump(step, name)
+        self.pump(step, name).map(Ok)
     }
 }

@@ -158,7 +158,9 @@ impl Node {
             return Ok(Err(format!("there is no partition {partition}")));
         }
         match message {
-            Message::Contexts { complete, contexts } => self.contexts_told(step, name, complete, contexts)?,
+            Message::Contexts { complete, contexts } => {
+                return self.contexts_told(step, name, complete, contexts);
+            }
             Message::Deltas { partition, deltas, ends_want } => {
                 if let Err(reason) = self.receive(step, partition, deltas)? {
                     return Ok(Err(reason));

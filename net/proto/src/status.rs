@@ -72,12 +72,12 @@ impl Node {
     fn peer_status(&self, name: &str, contexts: &BTreeMap<PartitionId, VersionVector>) -> PeerStatus {
         let peer = &self.peers[name];
         let nothing = VersionVector::new();
-        let (mut behind, mut ahead) = (0, 0);
+        let (mut behind, mut ahead) = (0u64, 0u64);
         for id in self.partition_ids() {
             let here = contexts.get(&id).unwrap_or(&nothing);
             let there = peer.known.get(&id).unwrap_or(&nothing);
-            behind += beyond(here, there, peer.replica());
-            ahead += beyond(there, here, None);
+            behind = beyond(here, there, peer.replica()).saturating_add(behind);
+            ahead = beyond(there, here, None).saturating_add(ahead);
         }
         PeerStatus {
             region: peer.hello.as_ref().map(|hello| hello.region.clone()),
@@ -94,5 +94,6 @@ impl Node {
 /// before it tells of them.
 fn beyond(context: &VersionVector, other: &VersionVector, but: Option<ReplicaId>) -> u64 {
     let dots = context.iter().filter(|dot| Some(dot.replica) != but);
-    dots.map(|dot| dot.counter.saturating_sub(other.get(dot.replica))).sum()
+    // Saturating: a peer may tell nonsense.
+    dots.fold(0, |sum: u64, dot| sum.saturating_add(dot.counter.saturating_sub(other.get(dot.replica))))
 }

@@ -105,7 +105,7 @@ async fn a_slow_consumer_stops_the_sender_and_loses_nothing() {
     let mut progress = Instant::now();
     while progress.elapsed() < Duration::from_millis(500) {
         if a.status("b").up.unwrap().outbound_queue_bytes + 2 * FRAME > OUTBOUND {
-            sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(2)).await; // polls: until there is room
             continue;
         }
         let mut frame = vec![0; FRAME];

@@ -148,7 +148,7 @@ pub async fn until(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "the condition did not come to hold in time");
-        sleep(POLL_INTERVAL).await;
+        sleep(POLL_INTERVAL).await; // polls: until the deadline
     }
 }
 

@@ -247,6 +247,30 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_reset_is_removed_and_a_live_one_beside_it_is_kept() {
+        let (owner, me) = (ReplicaId(4), ReplicaId(3));
+        let row = |slot: Vec<u8>, dot: Dot, payload: Vec<u8>| Row {
+            field: crate::ids::Field::new("c").unwrap(),
+            ty: crate::row::FieldType::COUNTER,
+            slot,
+            dot,
+            hlc: crate::time::Hlc(1),
+            payload,
+        };
+        let reset = |dot| codec::encode(PAYLOAD_VERSION, &Cover { dot, sum: -2 });
+        // The owner's row began anew at 7: a reset up to 3 is about its earlier row, one up to 7 takes all of it.
+        let sum = Sum { sum: -2, first: 7, last: 7, base: None };
+        let mut unit = Unit::new([
+            row(SUM_SLOT.to_vec(), dot(4, 7), sum.encode()),
+            row(reset_slot(owner), dot(2, 8), reset(7)),
+            row(reset_slot(owner), dot(3, 9), reset(3)),
+        ]);
+        clear(&mut unit, me).unwrap();
+        assert_eq!(unit.killed().collect::<Vec<_>>(), [(reset_slot(owner).as_slice(), dot(3, 9))]);
+        assert!(!lives(&unit, me).unwrap());
+    }
+
+    #[test]
     fn reading_saturates() {
         let mut unit = Unit::default();
         for _ in 0..3 {

@@ -1,0 +1,171 @@
+//! Laws of deltas: whatever order causally unordered deltas come in, however often, replicas that have applied the same
+//! hold the same bytes, and read what the specification says.
+
+use std::collections::BTreeMap;
+
+use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::digest;
+use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, ReplicaId};
+use godwit_core::json::Json;
+use godwit_core::op::{Limits, Op, Write};
+use godwit_core::partition::{Partition, Received};
+use godwit_core::read;
+use godwit_core::rng::Rng;
+use godwit_core::store::{Batch, MemStore, Txn};
+use godwit_core::time::{HlcClock, Wall};
+use godwit_sim::oracle::as_spec;
+use godwit_sim::spec::{Event, EventId, EventSet, History, Stamp};
+use godwit_sim::workload::spec_op;
+use proptest::prelude::*;
+
+const HOME: PartitionId = PartitionId(0);
+const PARTITIONS: u16 = 1;
+
+/// What happens: a commit somewhere, or one replica gets all that another has.
+#[derive(Debug, Clone)]
+enum Step {
+    Commit(usize, Vec<Op>),
+    Sync(usize, usize),
+}
+
+struct Replica {
+    store: MemStore,
+    partition: Partition,
+    clock: HlcClock,
+    /// Events applied, for the specification.
+    visible: EventSet,
+}
+
+impl Replica {
+    fn new(id: u64) -> Self {
+        let store = MemStore::default();
+        let partition = Partition::open(&store, HOME, ReplicaId(id)).unwrap();
+        let clock = HlcClock::new(Default::default(), 1 << 40);
+        Self { store, partition, clock, visible: EventSet::default() }
+    }
+
+    /// Takes deltas in any order; everything must be applied at the end.
+    fn receive(&mut self, deltas: impl IntoIterator<Item = EncodedDelta>) {
+        for encoded in deltas {
+            let delta = Delta::decode(&encoded).unwrap();
+            let hlc = delta.hlc;
+            let mut batch = Batch::default();
+            let received =
+                self.partition.receive(&mut Txn::new(&self.store, &mut batch), delta, encoded).unwrap();
+            assert_ne!(received, Received::Dropped);
+            self.clock.observe(hlc, Wall(0));
+            self.store.commit(batch);
+        }
+        assert_eq!(self.partition.pending_bytes(), 0, "something still waits");
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        digest::partition(&self.store, HOME, self.partition.context()).unwrap()
+    }
+}
+
+fn record() -> RecordId {
+    RecordId { namespace: Namespace::new("laws").unwrap(), key: Key::new("r").unwrap() }
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Each type has a field of its own and all share one.
+    let field =
+        |own: &'static str| prop_oneof![4 => Just(own), 1 => Just("x")].prop_map(|f| Field::new(f).unwrap());
+    let members = || {
+        prop::collection::vec(prop_oneof![Just("a"), Just("b")], 1..3)
+            .prop_map(|names| names.into_iter().map(|name| Member::new(name).unwrap()).collect::<Vec<_>>())
+    };
+    let value = prop_oneof![Just("1"), Just("2")].prop_map(|text| Json::parse(text).unwrap());
+    prop_oneof![
+        3 => (field("c"), -5i64..6).prop_map(|(field, by)| Op::Incr { field, by }),
+        2 => (field("r"), value).prop_map(|(field, value)| Op::Set { field, value }),
+        1 => field("f").prop_map(|field| Op::Enable { field }),
+        1 => field("f").prop_map(|field| Op::Disable { field }),
+        2 => (field("s"), members()).prop_map(|(field, members)| Op::Add { field, members }),
+        1 => (field("s"), members()).prop_map(|(field, members)| Op::Remove { field, members }),
+        2 => field("c").prop_map(|field| Op::Clear { field }),
+        1 => field("s").prop_map(|field| Op::Clear { field }),
+        1 => Just(Op::Delete),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0usize..3, prop::collection::vec(op(), 1..3)).prop_map(|(at, ops)| Step::Commit(at, ops)),
+        2 => (0usize..3, 0usize..3).prop_map(|(from, to)| Step::Sync(from, to)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn order_and_repetition_change_nothing(steps in prop::collection::vec(step(), 1..40), seed: u64) {
+        let mut replicas: Vec<Replica> = (1..=3).map(Replica::new).collect();
+        let mut history = History::default();
+        let mut deltas: BTreeMap<(u64, u64), (EncodedDelta, EventId)> = BTreeMap::new();
+        let name = record().to_string();
+
+        for step in steps {
+            match step {
+                Step::Commit(at, ops) => {
+                    let Replica { store, partition, clock, visible } = &mut replicas[at];
+                    let refused = history.first_refused(&name, &ops.iter().map(spec_op).collect::<Vec<_>>(), visible);
+                    let writes = [Write { record: record(), ops: ops.clone() }];
+                    let mut batch = Batch::default();
+                    let stamp = || clock.tick(Wall(0));
+                    let mut txn = Txn::new(store, &mut batch);
+                    let outcome = partition.commit(&mut txn, &writes, &Limits::default(), stamp);
+                    prop_assert_eq!(outcome.is_err(), refused.is_some(), "{:?}: {:?}", ops, outcome);
+                    store.commit(batch);
+                    if let Ok(Some(applied)) = outcome {
+                        let replica = applied.dot.replica.0;
+                        let stamp = Stamp { hlc: applied.hlc.0, replica };
+                        let ops = ops.iter().map(spec_op).collect();
+                        let event = history.push(Event { stamp, record: name.clone(), ops, saw: visible.clone() });
+                        visible.insert(event);
+                        deltas.insert((replica, applied.dot.counter), (applied.encoded, event));
+                    }
+                }
+                Step::Sync(from, to) => {
+                    let have = replicas[from].partition.context().clone();
+                    let missing = deltas.iter().filter(|((replica, counter), _)| {
+                        *counter <= have.get(ReplicaId(*replica))
+                            && *counter > replicas[to].partition.context().get(ReplicaId(*replica))
+                    });
+                    let missing: Vec<_> = missing.map(|(_, delta)| delta.clone()).collect();
+                    let seen = replicas[from].visible.clone();
+                    replicas[to].receive(missing.into_iter().map(|(encoded, _)| encoded));
+                    replicas[to].visible.union(&seen);
+                }
+            }
+            for replica in &replicas {
+                let views = read::record(&replica.store, PARTITIONS, &record(), usize::MAX).unwrap();
+                prop_assert_eq!(as_spec(&views), history.read(&name, &replica.visible));
+            }
+        }
+
+        // Two fresh replicas get everything in two random orders, one of them twice.
+        let mut rng = Rng::new(seed);
+        let mut shuffled = |times: usize| {
+            let one = deltas.values().map(|(encoded, _)| encoded.clone());
+            let mut all: Vec<EncodedDelta> = std::iter::repeat_n(one, times).flatten().collect();
+            for i in (1..all.len()).rev() {
+                all.swap(i, rng.below(i as u64 + 1) as usize);
+            }
+            all
+        };
+        let (mut once, mut twice) = (Replica::new(8), Replica::new(9));
+        once.receive(shuffled(1));
+        twice.receive(shuffled(2));
+        prop_assert_eq!(once.partition.context(), twice.partition.context());
+        prop_assert_eq!(once.digest(), twice.digest());
+        let all: EventSet = deltas.values().fold(EventSet::default(), |mut all, (_, event)| {
+            all.insert(*event);
+            all
+        });
+        let views = read::record(&once.store, PARTITIONS, &record(), usize::MAX).unwrap();
+        prop_assert_eq!(as_spec(&views), history.read(&name, &all));
+    }
+}

@@ -1,0 +1,257 @@
+//! The protocol's machine at its edges: long logs, junk, foreign peers, stale data.
+
+use godwit_core::context::{Dot, VersionVector};
+use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
+use godwit_core::machine::{Effects, Machine};
+use godwit_core::op::{Limits, Op, Write};
+use godwit_core::read::Value;
+use godwit_core::rng::Rng;
+use godwit_core::store::{MemStore, StoreError};
+use godwit_core::time::{Hlc, Mono, Now, Wall};
+use godwit_proto::message::Hello;
+use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
+use godwit_sim::cluster::Cluster;
+
+fn record(key: &str) -> RecordId {
+    RecordId { namespace: Namespace::new("test").unwrap(), key: Key::new(key).unwrap() }
+}
+
+fn incr() -> Vec<Op> {
+    vec![Op::Incr { field: Field::new("n").unwrap(), by: 1 }]
+}
+
+/// A node with its store, to be told things by hand.
+struct Bench {
+    node: Node,
+    store: MemStore,
+}
+
+const LINK: LinkId = LinkId(1);
+
+impl Bench {
+    fn new() -> Self {
+        let config = NodeConfig {
+            cluster: "test".into(),
+            node: "here".into(),
+            region: "here".into(),
+            replica: ReplicaId(1),
+            partitions: 4,
+            limits: Limits::default(),
+            max_clock_drift_ms: 1000,
+            tuning: Tuning::default(),
+        };
+        let store = MemStore::default();
+        Self { node: Node::open(config, &store).unwrap(), store }
+    }
+
+    /// A node that is linked to a greeted peer, replica 2.
+    fn linked() -> Self {
+        let mut bench = Self::new();
+        bench.give(Input::Up { peer: "there".into(), link: LINK }).unwrap();
+        bench.say(&hello()).unwrap();
+        bench
+    }
+
+    fn give(&mut self, input: Input) -> Result<Vec<Output>, StoreError> {
+        let mut effects = Effects::default();
+        let now = Now { mono: Mono(1), wall: Wall(1_000_000) };
+        self.node.handle(now, input, &self.store, &mut effects)?;
+        self.store.commit(effects.batch);
+        Ok(effects.outputs)
+    }
+
+    fn say(&mut self, message: &Message) -> Result<Vec<Output>, StoreError> {
+        self.say_bytes(message.encode())
+    }
+
+    fn say_bytes(&mut self, bytes: Vec<u8>) -> Result<Vec<Output>, StoreError> {
+        self.give(Input::Frame { peer: "there".into(), link: LINK, bytes })
+    }
+
+    fn commit(&mut self) -> Reply {
+        let writes = vec![Write { record: record("k"), ops: incr() }];
+        let outputs = self.give(Input::Commit { request: RequestId(1), writes }).unwrap();
+        outputs
+            .into_iter()
+            .find_map(|output| if let Output::Reply { reply, .. } = output { Some(reply) } else { None })
+            .unwrap()
+    }
+}
+
+fn hello() -> Message {
+    Message::Hello(Hello {
+        cluster: "test".into(),
+        node: "there".into(),
+        region: "there".into(),
+        replica: ReplicaId(2),
+        partitions: 4,
+    })
+}
+
+fn closes(outputs: &[Output]) -> Option<&str> {
+    outputs.iter().find_map(|output| {
+        if let Output::Close { reason, .. } = output { Some(reason.as_str()) } else { None }
+    })
+}
+
+#[test]
+fn a_log_of_many_checkpoints_is_caught_up_from_anywhere() {
+    let names = ["a".to_string(), "b".to_string(), "c".to_string()];
+    let mut cluster = Cluster::new(&names).unwrap();
+    for (upto, from) in [(700, 0), (2_000, 1), (2_500, 0), (5_000, 0)] {
+        while cluster.context(from).get(ReplicaId(from as u64 + 1)) < upto {
+            cluster.commit(from, &record("k"), incr()).unwrap();
+        }
+        // The third only ever hears from the second.
+        cluster.sync(0, 1).unwrap();
+        cluster.sync(1, 0).unwrap();
+        cluster.sync(1, 2).unwrap();
+    }
+    let views = cluster.read(2, &record("k")).unwrap();
+    assert_eq!(views[0].value, Value::Counter(7_000));
+}
+
+#[test]
+fn junk_closes_the_link_and_changes_nothing() {
+    let mut rng = Rng::new(5);
+    let good = [
+        Message::Contexts { complete: true, contexts: vec![(PartitionId(1), VersionVector::new())] },
+        Message::Want { partition: PartitionId(2), context: VersionVector::new() },
+        Message::Deltas { partition: PartitionId(1), deltas: vec![delta(2, 1).encode()], ends_want: true },
+    ];
+    for _ in 0..3_000 {
+        let mut bench = Bench::linked();
+        let mut bytes = rng.pick(&good).encode();
+        for _ in 0..1 + rng.below(4) {
+            let at = rng.below(bytes.len() as u64) as usize;
+            match rng.below(3) {
+                0 => bytes[at] = rng.draw() as u8,
+                1 => bytes.truncate(at.max(1)),
+                _ => bytes.insert(at, rng.draw() as u8),
+            }
+        }
+        // Whatever it means, it neither panics nor stops the node, unless it claims commits of this very replica.
+        match bench.say_bytes(bytes) {
+            Ok(_) => assert!(matches!(bench.commit(), Reply::Committed { commit: Some(_), .. })),
+            Err(StoreError::Inconsistent(what)) => {
+                assert!(what.contains("older than what it has told others"))
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let mut bench = Bench::linked();
+    let outputs = bench.say_bytes(b"junk".to_vec()).unwrap();
+    assert!(closes(&outputs).unwrap().contains("refused"));
+    assert_eq!(bench.store, MemStore::default());
+    // The link is down for the node: what still comes on it is passed over.
+    assert_eq!(bench.say(&hello()).unwrap(), []);
+}
+
+#[test]
+fn peers_of_other_clusters_are_refused() {
+    let Message::Hello(good) = hello() else { unreachable!() };
+    let wrong = [
+        (Hello { cluster: "other".into(), ..good.clone() }, "cluster"),
+        (Hello { partitions: 8, ..good.clone() }, "partitions"),
+        (Hello { node: "else".into(), ..good.clone() }, "certificate"),
+        (Hello { replica: ReplicaId(1), ..good.clone() }, "copied data directory"),
+    ];
+    for (hello, why) in wrong {
+        let mut bench = Bench::new();
+        bench.give(Input::Up { peer: "there".into(), link: LINK }).unwrap();
+        let outputs = bench.say(&Message::Hello(hello)).unwrap();
+        assert!(closes(&outputs).unwrap().contains(why), "{outputs:?}");
+    }
+}
+
+#[test]
+fn deltas_that_break_the_rules_are_refused_whole() {
+    let home = record("k").partition(4);
+    let elsewhere = PartitionId((home.0 + 1) % 4);
+    let bench_says = |partition: PartitionId, delta: EncodedDelta| {
+        let mut bench = Bench::linked();
+        let outputs =
+            bench.say(&Message::Deltas { partition, deltas: vec![delta], ends_want: false }).unwrap();
+        assert_eq!(bench.store, MemStore::default());
+        closes(&outputs).expect("the link is closed").to_string()
+    };
+    assert!(bench_says(elsewhere, real_delta()).contains("does not belong"));
+    assert!(bench_says(PartitionId(4), real_delta()).contains("no partition 4"));
+    let zero = Delta { dot: Dot { replica: ReplicaId(2), counter: 0 }, ..delta(2, 1) };
+    assert!(bench_says(home, zero.encode()).contains("at least 1"));
+    let own_dep =
+        Delta { deps: [Dot { replica: ReplicaId(2), counter: 1 }].into_iter().collect(), ..delta(2, 2) };
+    assert!(bench_says(home, own_dep.encode()).contains("own replica"));
+}
+
+#[test]
+fn a_peer_that_claims_nonsense_costs_neither_memory_nor_the_node() {
+    let mut bench = Bench::linked();
+    let claim = |replicas: std::ops::Range<u64>| {
+        let dots = replicas.map(|id| Dot { replica: ReplicaId(id), counter: u64::MAX });
+        Message::Contexts { complete: true, contexts: vec![(PartitionId(0), dots.collect())] }
+    };
+    assert_eq!(closes(&bench.say(&claim(10..20)).unwrap()), None);
+    let Some(Output::Reply { reply: Reply::Status(status), .. }) =
+        bench.give(Input::Status { request: RequestId(2) }).unwrap().pop()
+    else {
+        panic!("no status");
+    };
+    assert_eq!(status.peers["there"].commits_ahead, u64::MAX);
+    // Vectors that are each small enough add up.
+    let mut reason = None;
+    for from in 0..3 {
+        reason = reason.or(closes(&bench.say(&claim(100 + from * 8_000..100 + (from + 1) * 8_000)).unwrap())
+            .map(str::to_string));
+    }
+    assert!(reason.expect("the link is closed").contains("more than 16384 replicas"));
+    let mut bench = Bench::linked();
+    assert!(closes(&bench.say(&claim(100..20_000)).unwrap()).unwrap().contains("too many replicas"));
+}
+
+#[test]
+fn stale_data_stops_the_node() {
+    let mut bench = Bench::linked();
+    let known: VersionVector = [Dot { replica: ReplicaId(1), counter: 5 }].into_iter().collect();
+    let told = Message::Contexts { complete: true, contexts: vec![(PartitionId(0), known)] };
+    let error = bench.say(&told).unwrap_err();
+    assert!(error.to_string().contains("empty data directory"), "{error}");
+}
+
+#[test]
+fn far_stamps_are_applied_and_not_followed() {
+    let mut bench = Bench::linked();
+    let home = record("k").partition(4);
+    let far = Delta { hlc: Hlc(u64::MAX), ..Delta::decode(&real_delta()).unwrap() };
+    let outputs = bench
+        .say(&Message::Deltas { partition: home, deltas: vec![far.encode()], ends_want: false })
+        .unwrap();
+    assert!(outputs.iter().any(|output| matches!(output, Output::Alarm(_))), "{outputs:?}");
+    assert_eq!(bench.node.context(home).get(ReplicaId(2)), 1);
+    let Reply::Committed { commit: Some((_, hlc)), .. } = bench.commit() else { panic!() };
+    assert_eq!(hlc.millis(), 1_000_000);
+}
+
+/// A delta without records.
+fn delta(replica: u64, counter: u64) -> Delta {
+    Delta {
+        dot: Dot { replica: ReplicaId(replica), counter },
+        hlc: Hlc(1),
+        deps: VersionVector::new(),
+        records: Vec::new(),
+    }
+}
+
+/// A delta of replica 2 as a node makes it.
+fn real_delta() -> EncodedDelta {
+    let mut store = MemStore::default();
+    let mut batch = godwit_core::store::Batch::default();
+    let home = record("k").partition(4);
+    let mut partition = godwit_core::partition::Partition::open(&store, home, ReplicaId(2)).unwrap();
+    let writes = [Write { record: record("k"), ops: incr() }];
+    let mut txn = godwit_core::store::Txn::new(&store, &mut batch);
+    let applied = partition.commit(&mut txn, &writes, &Limits::default(), || Hlc(1)).unwrap().unwrap();
+    store.commit(batch);
+    applied.encoded
+}
