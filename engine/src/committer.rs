@@ -1,0 +1,367 @@
+//! Group commit: the production driver of a [`Machine`].
+//!
+//! One thread owns the machine. It takes what waits in the queue, runs the machine over one growing batch,
+//! commits the batch with one sync, and then hands the outputs to the sink, in order. While it syncs, the
+//! next group gathers in the queue: the slower the disk, the larger the groups, and nobody waits for a timer.
+//!
+//! What holds (the *driver law* of [`godwit_core::machine`]):
+//!
+//! - *Nothing leaves before it is durable.* Outputs reach the sink after the commit of their group returned.
+//! - *A failure is final.* If a step of the machine or the commit fails, or anything panics, no output of that
+//!   group is released, the thread ends, [`CommitterHandle::failed`] resolves and every later submit is
+//!   refused. The machine is dropped: it may be ahead of the store. What was queued is dropped with it, and so
+//!   are reply channels in it, which tells their waiters. The process should exit with an error.
+//! - *Accepted is handled.* What was submitted before [`CommitterHandle::shutdown`] closed the queue is handled
+//!   and committed before the thread ends. Dropping the last handle does the same, without waiting for it.
+//! - *Deadlines are not starved.* A due deadline is served at the end of each group, however full the queue
+//!   is, and at most once a group. A machine whose deadline stays due is called again at once: it must move it.
+//!
+//! Limits: the queue holds [`CommitterOptions::queue_inputs`]; then submitting waits. A group ends after
+//! [`CommitterOptions::group_inputs_max`] inputs or once its batch reaches
+//! [`CommitterOptions::group_bytes_max`], so it exceeds that by one input's changes at most. Its outputs are
+//! bounded by its inputs only. Deadlines are met to about a millisecond, after the group in progress.
+//!
+//! The sink runs on the committer's thread: it must not block, and should hand on what it gets.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use godwit_core::machine::{Effects, Machine};
+use godwit_core::store::StoreError;
+use godwit_core::time::{Mono, Now, Wall};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::stats::CommitStats;
+use crate::store::Commit;
+
+/// Inputs that wait by default.
+pub const QUEUE_INPUTS: usize = 4096;
+/// Inputs of one group by default.
+pub const GROUP_INPUTS_MAX: usize = 512;
+/// Bytes of changes at which a group is full by default.
+pub const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bounds of the queue and of groups. Zero counts as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitterOptions {
+    /// Inputs that may wait before submitting waits.
+    pub queue_inputs: usize,
+    /// The most inputs of one group.
+    pub group_inputs_max: usize,
+    /// Bytes of keys and values at which a group takes no further input.
+    pub group_bytes_max: usize,
+}
+
+impl Default for CommitterOptions {
+    fn default() -> Self {
+        Self {
+            queue_inputs: QUEUE_INPUTS,
+            group_inputs_max: GROUP_INPUTS_MAX,
+            group_bytes_max: GROUP_BYTES_MAX,
+        }
+    }
+}
+
+/// Why a committer ended without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// A step of the machine failed.
+    #[error("the node stops, since a step failed and it never guesses: {0}")]
+    Machine(StoreError),
+    /// The commit failed: it is not known whether the group is in the store.
+    #[error("the node stops, since a group was not committed for certain: {0}")]
+    Commit(StoreError),
+    /// The machine, the store or the sink panicked: a defect.
+    #[error("the node stops, since its committer panicked: {0}")]
+    Panicked(String),
+}
+
+/// The committer takes no more inputs: it was shut down, or it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the committer has stopped")]
+pub struct Stopped;
+
+/// Why an input was not taken at once; it comes back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrySubmitError<I> {
+    /// The queue is full.
+    #[error("the committer's queue is full")]
+    Full(I),
+    /// See [`struct@Stopped`].
+    #[error("the committer has stopped")]
+    Stopped(I),
+}
+
+/// Starts committers.
+#[derive(Debug)]
+pub struct Committer;
+
+impl Committer {
+    /// Starts the thread that drives the machine. From now on nothing else may commit to the store.
+    ///
+    /// Fails if the system gives no thread or no timer.
+    pub fn spawn<M, S>(
+        machine: M,
+        store: S,
+        sink: impl FnMut(M::Output) + Send + 'static,
+        options: CommitterOptions,
+    ) -> std::io::Result<CommitterHandle<M::Input>>
+    where
+        M: Machine + Send + 'static,
+        M::Input: Send + 'static,
+        S: Commit + Send + 'static,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (inputs, queue) = mpsc::channel(options.queue_inputs.max(1));
+        let (status_writer, status) = watch::channel(Status::Running);
+        let shared = Arc::new(Shared::default());
+        let driver = Driver {
+            machine,
+            store,
+            sink,
+            options,
+            queue,
+            start: Instant::now(),
+            closing: Arc::clone(&shared.closing),
+            stats: Arc::clone(&shared.stats),
+        };
+        let thread = std::thread::Builder::new()
+            .name("godwit-commit".to_string())
+            .spawn(move || run_thread(&runtime, driver, &status_writer))?;
+        shared.keep(thread);
+        Ok(CommitterHandle { inputs, status, shared })
+    }
+}
+
+/// Submits inputs to a committer and tells how it is. Clones are the same committer.
+pub struct CommitterHandle<I> {
+    inputs: mpsc::Sender<I>,
+    status: watch::Receiver<Status>,
+    shared: Arc<Shared>,
+}
+
+impl<I> CommitterHandle<I> {
+    /// Queues an input, waiting for room. `Ok` means queued, not committed: what becomes of it, the sink is
+    /// told. Cancel-safe: a dropped future has either queued its input or not.
+    pub async fn submit(&self, input: I) -> Result<(), Stopped> {
+        self.inputs.send(input).await.map_err(|_| Stopped)
+    }
+
+    /// Queues an input if there is room now.
+    pub fn try_submit(&self, input: I) -> Result<(), TrySubmitError<I>> {
+        self.inputs.try_send(input).map_err(|error| match error {
+            TrySendError::Full(input) => TrySubmitError::Full(input),
+            TrySendError::Closed(input) => TrySubmitError::Stopped(input),
+        })
+    }
+
+    /// Inputs that wait.
+    pub fn queued(&self) -> usize {
+        self.inputs.max_capacity() - self.inputs.capacity()
+    }
+
+    /// What the committer has counted.
+    pub fn stats(&self) -> &Arc<CommitStats> {
+        &self.shared.stats
+    }
+
+    /// Resolves when the committer has failed, never if it ends as asked. The process should then exit with an
+    /// error: this node takes no more writes.
+    pub async fn failed(&self) -> Failure {
+        match self.ended(|status| *status != Status::Running).await {
+            Err(failure) => failure,
+            Ok(()) => std::future::pending().await,
+        }
+    }
+
+    /// Takes no more inputs, handles and commits those queued, and waits until the thread has ended and has let
+    /// go of machine, store and sink. The failure, if it failed. May be called again, by any clone.
+    pub async fn shutdown(&self) -> Result<(), Failure> {
+        self.shared.closing.notify_one();
+        // The status closes as the thread's last act, so joining it does not block this task.
+        let outcome = self.ended(|_| false).await;
+        match self.shared.take_thread().map(JoinHandle::join) {
+            Some(Err(panic)) => outcome.and(Err(Failure::Panicked(panic_text(panic.as_ref())))),
+            _ => outcome,
+        }
+    }
+
+    /// Waits for a status, or for the end of the thread.
+    async fn ended(&self, enough: impl FnMut(&Status) -> bool) -> Result<(), Failure> {
+        let mut status = self.status.clone();
+        // An error says that the thread has ended; the last status stays readable.
+        let _ = status.wait_for(enough).await;
+        match &*status.borrow() {
+            Status::Stopped => Ok(()),
+            Status::Failed(failure) => Err(failure.clone()),
+            Status::Running => Err(Failure::Panicked("the thread ended while it was stopping".to_string())),
+        }
+    }
+}
+
+impl<I> Clone for CommitterHandle<I> {
+    fn clone(&self) -> Self {
+        Self { inputs: self.inputs.clone(), status: self.status.clone(), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<I> std::fmt::Debug for CommitterHandle<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let status = self.status.borrow().clone();
+        f.debug_struct("CommitterHandle").field("status", &status).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Status {
+    Running,
+    Stopped,
+    Failed(Failure),
+}
+
+#[derive(Default)]
+struct Shared {
+    closing: Arc<Notify>,
+    stats: Arc<CommitStats>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Shared {
+    fn keep(&self, thread: JoinHandle<()>) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+
+    fn take_thread(&self) -> Option<JoinHandle<()>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn run_thread<M, S, K>(runtime: &Runtime, mut driver: Driver<M, S, K>, status: &watch::Sender<Status>)
+where
+    M: Machine,
+    S: Commit,
+    K: FnMut(M::Output),
+{
+    // Unwind safety: after a panic nothing of the driver is used again, it is only dropped.
+    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(driver.run())))
+        .unwrap_or_else(|panic| Err(Failure::Panicked(panic_text(panic.as_ref()))));
+    match outcome {
+        Ok(()) => {
+            drop(driver);
+            status.send_replace(Status::Stopped);
+        }
+        Err(failure) => {
+            tracing::error!(%failure, "the committer failed");
+            // Before the queue closes: who is refused finds the reason.
+            status.send_replace(Status::Failed(failure));
+            drop(driver);
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_string()
+}
+
+struct Driver<M: Machine, S, K> {
+    machine: M,
+    store: S,
+    sink: K,
+    options: CommitterOptions,
+    queue: mpsc::Receiver<M::Input>,
+    /// What monotonic time counts from.
+    start: Instant,
+    closing: Arc<Notify>,
+    stats: Arc<CommitStats>,
+}
+
+impl<M, S, K> Driver<M, S, K>
+where
+    M: Machine,
+    S: Commit,
+    K: FnMut(M::Output),
+{
+    async fn run(&mut self) -> Result<(), Failure> {
+        let closing = Arc::clone(&self.closing);
+        let mut open = true;
+        loop {
+            let deadline = self.next_deadline();
+            // In this order: closing must not starve under load; a due deadline need not come before inputs,
+            // because every group serves it.
+            let first = tokio::select! {
+                biased;
+                () = closing.notified(), if open => {
+                    self.queue.close();
+                    open = false;
+                    continue;
+                }
+                input = self.queue.recv() => match input {
+                    Some(input) => Some(input),
+                    // Closed and drained, or every handle is gone.
+                    None => return Ok(()),
+                },
+                () = at(deadline) => None,
+            };
+            self.group(first)?;
+        }
+    }
+
+    /// Handles one group, up to the release of its outputs.
+    fn group(&mut self, first: Option<M::Input>) -> Result<(), Failure> {
+        let mut out = Effects::default();
+        let mut inputs = 0;
+        let mut next = first;
+        while let Some(input) = next {
+            let now = self.now();
+            self.machine.handle(now, input, &self.store, &mut out).map_err(Failure::Machine)?;
+            inputs += 1;
+            let full =
+                inputs >= self.options.group_inputs_max || out.batch.bytes() >= self.options.group_bytes_max;
+            next = if full { None } else { self.queue.try_recv().ok() };
+        }
+        let now = self.now();
+        if self.machine.next_deadline().is_some_and(|deadline| deadline <= now.mono) {
+            self.machine.handle_timeout(now, &self.store, &mut out).map_err(Failure::Machine)?;
+        }
+        let Effects { batch, outputs } = out;
+        if !batch.is_empty() {
+            let (bytes, begun) = (batch.bytes(), Instant::now());
+            self.store.commit(batch).map_err(Failure::Commit)?;
+            self.stats.add_commit(bytes as u64, begun.elapsed());
+        }
+        self.stats.add_group(inputs as u64, outputs.len() as u64);
+        outputs.into_iter().for_each(&mut self.sink);
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        let us = self.start.elapsed().as_micros();
+        // A clock before 1970 is wrong anyway; the hybrid clock keeps stamps in order.
+        let ms =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        Now {
+            mono: Mono(u64::try_from(us).unwrap_or(u64::MAX)),
+            wall: Wall(u64::try_from(ms).unwrap_or(u64::MAX)),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<tokio::time::Instant> {
+        let Mono(us) = self.machine.next_deadline()?;
+        // A deadline beyond what the clock can express never comes.
+        let deadline = self.start.checked_add(Duration::from_micros(us))?;
+        Some(deadline.into())
+    }
+}
+
+async fn at(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,247 @@
+//! The durable store: one RocksDB instance a node, one column family for each [`Family`].
+//!
+//! What holds:
+//!
+//! - *Atomic and durable.* [`RocksStore::commit`] writes a whole batch, over all families, as one record of
+//!   the write-ahead log and returns after that record is synced. After a crash every committed batch is
+//!   there, whole; a batch whose commit did not return is there whole or not at all.
+//! - *Snapshots.* A [`Snapshot`] is the state after some commit, for as long as it lives. It pins space: old
+//!   versions of what changes meanwhile stay on disk. Hold one for a request, not for a session.
+//! - *One writer.* Nothing here stops two threads from committing, but a machine reads the latest state while
+//!   it fills a batch, so once a [`Committer`](crate::committer::Committer) runs, it alone commits.
+//! - *No guessing.* Damage that checksums reveal is an error of the read that meets it, or of opening.
+//!
+//! # The write-ahead log after a crash
+//!
+//! RocksDB's default (point in time) replays up to the first damaged record and silently drops what follows,
+//! which may have been acknowledged: not acceptable here. `AbsoluteConsistency` refuses a half-written last
+//! record, which every crash in the middle of a write leaves behind: a node that needs an operator after each
+//! power cut. So the mode is `TolerateCorruptedTailRecords`: an *incomplete* record (or zeros) at the end of
+//! a log is dropped, which loses nothing, since its commit never returned; a record that is complete but
+//! fails its checksum refuses to open, wherever it is. The sizes of closed logs are tracked in the manifest,
+//! so that a tail missing from any but the last log is found too. Limits: if the disk lied about a sync, the
+//! missing end of the last log looks like an incomplete write; and if a disk persisted the pages of one
+//! unfinished write out of order, the store refuses to open although nothing acknowledged is lost.
+//!
+//! Flushing is not atomic over families, because the log always is on: a batch reaches a memtable only after
+//! its log record is synced, so what a flush of one family is ahead of the others is replayed from the log.
+//!
+//! # Prefixes
+//!
+//! Rows of one record share their first [`RECORD_PREFIX_BYTES`] bytes (partition, record hash), and the blooms
+//! of `rows` hold these prefixes, not whole keys: most reads of rows are scans within one record, which a
+//! bloom of whole keys cannot serve, and a set of ten million members then costs one entry. A scan whose
+//! bounds share such a prefix uses the blooms; every other scan is told to ignore them, because RocksDB
+//! would otherwise leave out keys of other prefixes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use godwit_core::store::{Batch, Family, StoreError, StoreRead, Visit};
+use rocksdb::{Cache, ColumnFamily, DB, DBRawIterator, ReadOptions, WriteBatch, WriteOptions, properties};
+
+mod open;
+mod options;
+#[cfg(test)]
+mod tests;
+
+pub use open::{FORMAT_VERSION, StoreOpenError};
+pub use options::StoreOptions;
+
+/// The bytes of a row's key that name its record: partition and record hash.
+pub const RECORD_PREFIX_BYTES: usize = 10;
+
+/// Something that batches are committed to: [`RocksStore`], or a test's store that fails or waits.
+pub trait Commit: StoreRead {
+    /// Commits a batch atomically, and returns when it would survive a power cut. After an error it is not
+    /// known whether the batch is there: the caller must stop.
+    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+}
+
+/// The store of a node. Cheap to clone; the data directory is closed when the last clone goes.
+#[derive(Clone)]
+pub struct RocksStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    db: DB,
+    block_cache: Cache,
+    path: PathBuf,
+}
+
+/// Sizes for metrics. Estimates are RocksDB's and may be off while keys are overwritten or deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreStats {
+    /// Rows, estimated.
+    pub rows_estimated: u64,
+    /// Records that have rows, estimated.
+    pub records_estimated: u64,
+    /// Bytes of table files, those included that only snapshots and compactions still hold.
+    pub table_bytes: u64,
+    /// Bytes of memtables, those being flushed included.
+    pub memtable_bytes: u64,
+    /// Bytes in the block cache.
+    pub block_cache_bytes: u64,
+}
+
+impl RocksStore {
+    /// Opens a data directory, or creates it if it does not exist or holds no RocksDB files.
+    ///
+    /// Blocks for as long as replaying the write-ahead log takes (about 256 MiB of it at most). Every error
+    /// says what to do.
+    pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, StoreOpenError> {
+        open::open(path.as_ref(), options)
+    }
+
+    /// The data directory.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Commits a batch atomically with one sync; an empty one costs nothing. Blocks the thread.
+    ///
+    /// After an error it is not known whether the batch is there (the bytes may have reached the log before
+    /// the sync failed): the node must stop, and reopening tells.
+    pub fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut write = WriteBatch::default();
+        for (family, key, change) in batch.iter() {
+            let family = self.family(family);
+            match change {
+                Some(value) => write.put_cf(family, key, value),
+                None => write.delete_cf(family, key),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.shared.db.write_opt(write, &options).map_err(|error| failed("committing", &error))
+    }
+
+    /// The state as it is now, whatever is committed meanwhile. Taking one is cheap.
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot { store: self, at: self.shared.db.snapshot() }
+    }
+
+    /// Sizes, from counters in memory: cheap enough for a scrape.
+    pub fn stats(&self) -> Result<StoreStats, StoreError> {
+        Ok(StoreStats {
+            rows_estimated: self.property(Family::Rows, properties::ESTIMATE_NUM_KEYS)?,
+            records_estimated: self.property(Family::Keys, properties::ESTIMATE_NUM_KEYS)?,
+            table_bytes: self.total(properties::TOTAL_SST_FILES_SIZE)?,
+            memtable_bytes: self.total(properties::CUR_SIZE_ALL_MEM_TABLES)?,
+            block_cache_bytes: self.shared.block_cache.get_usage() as u64,
+        })
+    }
+
+    fn total(&self, property: &properties::PropName) -> Result<u64, StoreError> {
+        Family::ALL.into_iter().map(|family| self.property(family, property)).sum()
+    }
+
+    fn property(&self, family: Family, property: &properties::PropName) -> Result<u64, StoreError> {
+        let value = self.shared.db.property_int_value_cf(self.family(family), property);
+        Ok(value.map_err(|error| failed("reading a property", &error))?.unwrap_or(0))
+    }
+
+    fn family(&self, family: Family) -> &ColumnFamily {
+        self.shared.db.cf_handle(family.name()).expect("opening a store opens every family")
+    }
+}
+
+impl std::fmt::Debug for RocksStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RocksStore").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+impl Commit for RocksStore {
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        RocksStore::commit(self, batch)
+    }
+}
+
+/// Reads the latest committed state: two reads may see different ones.
+impl StoreRead for RocksStore {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.shared.db.get_cf(self.family(family), key).map_err(|error| failed_in("reading", family, &error))
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        scan(family, from, to, visit, |options| {
+            self.shared.db.raw_iterator_cf_opt(self.family(family), options)
+        })
+    }
+}
+
+/// A state of the store that does not change. It borrows the store: in async code, clone the store into a
+/// blocking closure and take the snapshot there.
+pub struct Snapshot<'s> {
+    store: &'s RocksStore,
+    at: rocksdb::Snapshot<'s>,
+}
+
+impl std::fmt::Debug for Snapshot<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot").field("sequence", &self.at.sequence_number()).finish_non_exhaustive()
+    }
+}
+
+impl StoreRead for Snapshot<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.at.get_cf(self.store.family(family), key);
+        value.map_err(|error| failed_in("reading", family, &error))
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        scan(family, from, to, visit, |options| {
+            self.at.raw_iterator_cf_opt(self.store.family(family), options)
+        })
+    }
+}
+
+fn scan<'a>(
+    family: Family,
+    from: &[u8],
+    to: &[u8],
+    visit: Visit<'_>,
+    iterator: impl FnOnce(ReadOptions) -> DBRawIterator<'a>,
+) -> Result<(), StoreError> {
+    if from >= to {
+        return Ok(());
+    }
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(to);
+    if family == Family::Rows && within_one_record(from, to) {
+        options.set_prefix_same_as_start(true);
+    } else {
+        options.set_total_order_seek(true);
+    }
+    let mut entries = iterator(options);
+    entries.seek(from);
+    while let Some((key, value)) = entries.item() {
+        if visit(key, value).is_break() {
+            return Ok(());
+        }
+        entries.next();
+    }
+    // The iterator ends alike at the end of the range and at an error.
+    entries.status().map_err(|error| failed_in("scanning", family, &error))
+}
+
+/// Whether every key between the bounds begins with the same whole prefix, so that blooms of prefixes apply.
+fn within_one_record(from: &[u8], to: &[u8]) -> bool {
+    match (from.first_chunk::<RECORD_PREFIX_BYTES>(), to.first_chunk::<RECORD_PREFIX_BYTES>()) {
+        (Some(first), Some(last)) => first == last,
+        _ => false,
+    }
+}
+
+fn failed(doing: &str, error: &rocksdb::Error) -> StoreError {
+    StoreError::Io(format!("{doing}: {error}"))
+}
+
+fn failed_in(doing: &str, family: Family, error: &rocksdb::Error) -> StoreError {
+    StoreError::Io(format!("{doing} {}: {error}", family.name()))
+}

@@ -1,0 +1,247 @@
+//! The store against its model, [`MemStore`]: any history of batches, flushes, compactions and restarts reads
+//! the same, over few keys that differ around the length of a record's prefix.
+
+use std::ops::ControlFlow;
+
+use godwit_core::store::MemStore;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Commit(Vec<(Family, Vec<u8>, Option<u8>)>),
+    Flush,
+    Compact,
+    Reopen,
+}
+
+#[derive(Debug, Clone)]
+struct Query {
+    family: Family,
+    from: Vec<u8>,
+    to: Vec<u8>,
+    entries_max: usize,
+}
+
+/// A key of 0 to 13 bytes: a few records' prefixes, some cut short, with short tails.
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    let edge = prop_oneof![Just(0u8), Just(1), Just(0xff)];
+    let tail = prop::collection::vec(prop_oneof![Just(0u8), Just(7), Just(0xff)], 0..4);
+    (edge.clone(), edge, 0..=RECORD_PREFIX_BYTES + 3, tail).prop_map(|(first, last, cut, tail)| {
+        let mut key = vec![first; RECORD_PREFIX_BYTES - 1];
+        key.push(last);
+        key.truncate(cut);
+        if key.len() == RECORD_PREFIX_BYTES {
+            key.extend(tail);
+        }
+        key
+    })
+}
+
+fn family() -> impl Strategy<Value = Family> {
+    prop_oneof![4 => Just(Family::Rows), 1 => Just(Family::Log), 1 => Just(Family::Keys), 1 => Just(Family::Meta)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let change = (family(), key(), prop::option::weighted(0.7, any::<u8>()));
+    prop_oneof![
+        8 => prop::collection::vec(change, 0..12).prop_map(Step::Commit),
+        3 => Just(Step::Flush),
+        1 => Just(Step::Compact),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+fn query() -> impl Strategy<Value = Query> {
+    let range = (key(), key(), any::<bool>()).prop_map(|(from, to, prefix)| {
+        let to = if prefix { godwit_core::keys::after_prefix(&from) } else { to };
+        (from, to)
+    });
+    (family(), range, 1..20usize).prop_map(|(family, (from, to), entries_max)| Query {
+        family,
+        from,
+        to,
+        entries_max,
+    })
+}
+
+fn answer(store: &impl StoreRead, query: &Query) -> Entries {
+    let mut found = Entries::new();
+    store
+        .scan(query.family, &query.from, &query.to, &mut |key, value| {
+            found.push((key.to_vec(), value.to_vec()));
+            if found.len() == query.entries_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    found
+}
+
+fn flush(store: &RocksStore) {
+    Family::ALL.iter().for_each(|&family| store.shared.db.flush_cf(store.family(family)).unwrap());
+}
+
+fn compact(store: &RocksStore) {
+    for family in Family::ALL {
+        store.shared.db.compact_range_cf(store.family(family), None::<&[u8]>, None::<&[u8]>);
+    }
+}
+
+fn batch(changes: Vec<(Family, Vec<u8>, Option<u8>)>) -> Batch {
+    let mut batch = Batch::default();
+    for (family, key, change) in changes {
+        match change {
+            Some(value) => batch.put(family, key, vec![value]),
+            None => batch.delete(family, key),
+        }
+    }
+    batch
+}
+
+/// A store of its own directory, with the model that holds the same.
+struct Pair {
+    _dir: TempDir,
+    store: Option<RocksStore>,
+    model: MemStore,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let store = RocksStore::open(dir.path(), &StoreOptions::default()).unwrap();
+        let mut model = MemStore::default();
+        // The store's own key.
+        let mut format = Batch::default();
+        format.put(Family::Meta, godwit_core::keys::FORMAT.to_vec(), vec![FORMAT_VERSION]);
+        model.commit(format);
+        Self { _dir: dir, store: Some(store), model }
+    }
+
+    fn store(&self) -> &RocksStore {
+        self.store.as_ref().unwrap()
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Commit(changes) => {
+                let batch = batch(changes);
+                self.model.commit(batch.clone());
+                self.store().commit(batch).unwrap();
+            }
+            Step::Flush => flush(self.store()),
+            Step::Compact => compact(self.store()),
+            Step::Reopen => {
+                let path = self.store().path().to_path_buf();
+                self.store = None;
+                self.store = Some(RocksStore::open(path, &StoreOptions::default()).unwrap());
+            }
+        }
+    }
+
+    fn check(&self, store: &impl StoreRead, queries: &[Query]) -> Result<(), TestCaseError> {
+        for query in queries {
+            prop_assert_eq!(answer(store, query), answer(&self.model, query), "{:?}", query);
+            for key in [&query.from, &query.to] {
+                let (found, expected) = (store.get(query.family, key), self.model.get(query.family, key));
+                prop_assert_eq!(found, expected, "{:?} {:?}", query.family, key);
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reads_as_the_model(
+        steps in prop::collection::vec((step(), prop::collection::vec(query(), 0..8)), 1..16),
+        queries in prop::collection::vec(query(), 1..80),
+    ) {
+        let mut pair = Pair::new();
+        for (step, queries) in steps {
+            pair.step(step);
+            pair.check(pair.store(), &queries)?;
+        }
+        for step in [Step::Flush, Step::Compact, Step::Reopen] {
+            pair.step(step);
+            pair.check(pair.store(), &queries)?;
+        }
+    }
+
+    #[test]
+    fn a_snapshot_does_not_change(
+        before in prop::collection::vec(step(), 0..8),
+        after in prop::collection::vec(step(), 1..8),
+        queries in prop::collection::vec(query(), 1..40),
+    ) {
+        let mut pair = Pair::new();
+        before.into_iter().for_each(|step| pair.step(step));
+        let store = pair.store().clone();
+        let snapshot = store.snapshot();
+        for step in after {
+            match step {
+                Step::Commit(changes) => store.commit(batch(changes)).unwrap(),
+                Step::Flush => flush(&store),
+                // A snapshot holds the store open, so there is no restart.
+                Step::Compact | Step::Reopen => compact(&store),
+            }
+            pair.check(&snapshot, &queries)?;
+        }
+    }
+}
+
+#[test]
+fn only_bounds_of_one_record_use_its_blooms() {
+    let prefix = [5; RECORD_PREFIX_BYTES];
+    let long = |tail: &[u8]| [&prefix[..], tail].concat();
+    assert!(within_one_record(&long(b"a"), &long(b"b")));
+    assert!(within_one_record(&prefix, &long(b"b")));
+    assert!(!within_one_record(&prefix[..9], &long(b"b")));
+    assert!(!within_one_record(&long(b"a"), &prefix[..9]));
+    assert!(!within_one_record(&prefix, &godwit_core::keys::after_prefix(&prefix)));
+}
+
+/// Many records in several tables: a scan over prefixes finds all, and blooms do rule out absent records.
+#[test]
+fn scans_cross_records_and_tables() {
+    let pair = Pair::new();
+    let store = pair.store();
+    let key = |record: u64, row: u8| [&[0, 1][..], &record.to_be_bytes(), &[row; 3]].concat();
+    for table in 0..4u64 {
+        let mut batch = Batch::default();
+        for record in (table..400).step_by(4) {
+            (0..3).for_each(|row| batch.put(Family::Rows, key(record * 2, row), vec![row]));
+        }
+        store.commit(batch).unwrap();
+        flush(store);
+    }
+    let rows = |from: &[u8], to: &[u8]| {
+        let query =
+            Query { family: Family::Rows, from: from.to_vec(), to: to.to_vec(), entries_max: usize::MAX };
+        answer(store, &query).len()
+    };
+    for () in [(), compact(store)] {
+        assert_eq!(rows(&[0, 1], &[0, 2]), 1200);
+        assert_eq!(rows(&key(3, 0), &key(9, 0)), 9);
+        for record in 0..800u64 {
+            let expected = if record.is_multiple_of(2) { 3 } else { 0 };
+            assert_eq!(rows(&key(record, 0), &key(record, 9)), expected, "record {record}");
+        }
+    }
+}
+
+#[test]
+fn stats_tell_sizes() {
+    let pair = Pair::new();
+    let store = pair.store();
+    let put = |n: u8| (Family::Rows, vec![n; 12], Some(n));
+    store.commit(batch((0..50).map(put).collect())).unwrap();
+    flush(store);
+    let stats = store.stats().unwrap();
+    assert_eq!((stats.rows_estimated, stats.records_estimated), (50, 0));
+    assert!(stats.table_bytes > 0 && stats.memtable_bytes > 0, "{stats:?}");
+}

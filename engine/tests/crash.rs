@@ -1,0 +1,156 @@
+//! What was committed survives: a copied directory as a crash would leave it, a torn and a damaged log, and a
+//! process that is killed.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+use godwit_core::store::{Batch, Family, StoreError, StoreRead};
+use godwit_engine::store::{RocksStore, StoreOpenError, StoreOptions};
+use tempfile::TempDir;
+
+const CHILD_DIR: &str = "GODWIT_TEST_CHILD_DIR";
+
+fn open(path: &Path) -> Result<RocksStore, StoreOpenError> {
+    RocksStore::open(path, &StoreOptions::default())
+}
+
+/// One batch over two families, so that a half of it would show.
+fn commit(store: &RocksStore, n: u64) -> Result<(), StoreError> {
+    let mut batch = Batch::default();
+    batch.put(Family::Rows, n.to_be_bytes().to_vec(), vec![n as u8; 300]);
+    batch.put(Family::Log, n.to_be_bytes().to_vec(), n.to_be_bytes().to_vec());
+    store.commit(batch)
+}
+
+/// How many batches are there: each whole, and none missing before another.
+fn batches(store: &RocksStore) -> u64 {
+    let mut count = 0;
+    while let Some(row) = store.get(Family::Rows, &count_key(count)).unwrap() {
+        assert_eq!(row, vec![count as u8; 300]);
+        assert_eq!(store.get(Family::Log, &count_key(count)).unwrap(), Some(count_key(count)));
+        count += 1;
+    }
+    let rest = |family| store.first(family, &count_key(count), &[u8::MAX; 9]).unwrap();
+    assert_eq!((rest(Family::Rows), rest(Family::Log)), (None, None));
+    count
+}
+
+fn count_key(n: u64) -> Vec<u8> {
+    n.to_be_bytes().to_vec()
+}
+
+/// The directory of a store that is still open: what a crash at this moment would leave.
+fn crash_image(store: &RocksStore) -> TempDir {
+    let image = TempDir::new().unwrap();
+    for entry in fs::read_dir(store.path()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), image.path().join(entry.file_name())).unwrap();
+    }
+    image
+}
+
+fn last_log(path: &Path) -> PathBuf {
+    let paths = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
+}
+
+fn store_with(dir: &TempDir, count: u64) -> RocksStore {
+    let store = open(dir.path()).unwrap();
+    (0..count).for_each(|n| commit(&store, n).unwrap());
+    store
+}
+
+#[test]
+fn commits_survive_without_a_clean_close() {
+    let dir = TempDir::new().unwrap();
+    let store = store_with(&dir, 40);
+    let image = crash_image(&store);
+    for _ in 0..2 {
+        assert_eq!(batches(&open(image.path()).unwrap()), 40);
+    }
+}
+
+#[test]
+fn a_torn_last_record_is_dropped_whole() {
+    let dir = TempDir::new().unwrap();
+    let store = store_with(&dir, 10);
+    for cut in [1, 100, 330] {
+        let image = crash_image(&store);
+        let log = last_log(image.path());
+        let file = fs::OpenOptions::new().write(true).open(&log).unwrap();
+        file.set_len(file.metadata().unwrap().len() - cut).unwrap();
+        assert_eq!(batches(&open(image.path()).unwrap()), 9, "cut {cut}");
+    }
+}
+
+#[test]
+fn a_damaged_record_refuses_to_open() {
+    let dir = TempDir::new().unwrap();
+    let store = store_with(&dir, 10);
+    let length = fs::metadata(last_log(dir.path())).unwrap().len() as usize;
+    // In the middle, where point-in-time recovery would drop what follows, and in the last record.
+    for at in [length / 2, length - 20] {
+        let image = crash_image(&store);
+        let log = last_log(image.path());
+        let mut bytes = fs::read(&log).unwrap();
+        bytes[at] ^= 0x10;
+        fs::write(&log, bytes).unwrap();
+        let error = open(image.path()).unwrap_err();
+        assert!(matches!(error, StoreOpenError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains("restore a backup"), "{error}");
+    }
+}
+
+/// Not a test of its own: what the killed process of the next one runs.
+#[test]
+fn child_commits_until_killed() {
+    let Some(dir) = env::var_os(CHILD_DIR) else { return };
+    let store = open(Path::new(&dir)).unwrap();
+    // Bounded, so that it ends by itself should its parent be gone.
+    for n in batches(&store)..100_000 {
+        commit(&store, n).unwrap();
+        println!("\ncommitted {n}");
+    }
+}
+
+fn child(dir: &TempDir) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", "child_commits_until_killed", "--nocapture", "--test-threads=1"]);
+    command.env(CHILD_DIR, dir.path()).stdout(Stdio::piped());
+    command
+}
+
+#[test]
+fn another_process_is_locked_out() {
+    let dir = TempDir::new().unwrap();
+    let _store = store_with(&dir, 1);
+    let output = child(&dir).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("Locked"), "{said}");
+}
+
+#[test]
+fn acknowledged_commits_survive_kill_9() {
+    let dir = TempDir::new().unwrap();
+    let mut acknowledged = 0;
+    for lines_before_kill in [1, 50, 200] {
+        let mut child = child(&dir).spawn().unwrap();
+        let mut seen = 0;
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            // What it printed up to its end counts, so reading goes on after the kill.
+            let Some(n) = line.unwrap().strip_prefix("committed ").map(str::to_string) else { continue };
+            acknowledged = n.parse::<u64>().unwrap() + 1;
+            seen += 1;
+            if seen == lines_before_kill {
+                child.kill().unwrap();
+            }
+        }
+        let status = child.wait().unwrap();
+        assert!(!status.success() && seen >= lines_before_kill, "{status}, {seen} lines");
+        let found = batches(&open(dir.path()).unwrap());
+        // One commit may have been durable and not printed yet.
+        assert!(found == acknowledged || found == acknowledged + 1, "{found} of {acknowledged}");
+    }
+}
