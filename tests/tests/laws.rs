@@ -169,3 +169,26 @@ proptest! {
         prop_assert_eq!(as_spec(&views), history.read(&name, &all));
     }
 }
+
+/// A commit that one node accepts and another cannot read would stop replication for good.
+#[test]
+fn what_is_accepted_can_be_read_by_peers() {
+    let limits = Limits { members_max: usize::MAX, ..Limits::default() };
+    let add = |members: std::ops::Range<u32>, length: usize| {
+        let name = |i| Member::new(format!("{i:0>length$}")).unwrap();
+        Op::Add { field: Field::new("s").unwrap(), members: members.map(name).collect() }
+    };
+    let mut outcomes = Vec::new();
+    for (count, length) in [(10, 1000), (10_000, 1000), (12_700, 1000), (100_000, 6), (400_000, 6)] {
+        let Replica { store, mut partition, .. } = Replica::new(u64::MAX);
+        let writes = [Write { record: record(), ops: vec![add(0..count, length)] }];
+        let mut batch = Batch::default();
+        let mut txn = Txn::new(&store, &mut batch);
+        let outcome = partition.commit(&mut txn, &writes, &limits, Default::default);
+        if let Ok(Some(applied)) = &outcome {
+            Delta::decode(&applied.encoded).unwrap();
+        }
+        outcomes.push(outcome.is_ok());
+    }
+    assert_eq!(outcomes, [true, true, false, true, false]);
+}

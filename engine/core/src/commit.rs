@@ -36,6 +36,7 @@ pub fn evaluate(
         own,
         cleared_all: false,
         cleared: BTreeSet::new(),
+        types: BTreeMap::new(),
         units: BTreeMap::new(),
     };
     for (op, operation) in write.ops.iter().enumerate() {
@@ -105,6 +106,8 @@ struct RecordEdit<'s, S> {
     own: Dot,
     cleared_all: bool,
     cleared: BTreeSet<Field>,
+    /// The types of each field looked at that have rows stored.
+    types: BTreeMap<Field, BTreeSet<FieldType>>,
     units: BTreeMap<UnitId, Unit>,
 }
 
@@ -160,6 +163,23 @@ impl<S: StoreRead> RecordEdit<'_, S> {
         Ok(self.units.entry(id).or_default())
     }
 
+    /// The types of a field that have rows stored, dead sums included: one seek a type, once a commit.
+    fn stored_types(&mut self, field: &Field) -> Result<&BTreeSet<FieldType>, StoreError> {
+        if !self.types.contains_key(field) {
+            let range = keys::field_prefix(&self.prefix, field);
+            let end = keys::after_prefix(&range);
+            let (mut types, mut from) = (BTreeSet::new(), range);
+            while let Some((key, _)) = self.store.first(Family::Rows, &from, &end)? {
+                let (_, ty, _) =
+                    keys::parse_field(&self.prefix, &key).map_err(StoreError::damaged("rows"))?;
+                types.insert(ty);
+                from = keys::after_prefix(&keys::type_prefix(&self.prefix, field, ty));
+            }
+            self.types.insert(field.clone(), types);
+        }
+        Ok(self.types.entry(field.clone()).or_default())
+    }
+
     fn is_cleared(&self, field: &Field) -> bool {
         self.cleared_all || self.cleared.contains(field)
     }
@@ -206,7 +226,7 @@ impl<S: StoreRead> RecordEdit<'_, S> {
     /// Clears every type of the field: sums by rows of their own, the rest by scope.
     fn clear_field(&mut self, field: &Field) -> Result<(), StoreError> {
         let own = self.own.replica;
-        let stored = stored_types(self.store, &self.prefix, field)?;
+        let stored = self.stored_types(field)?.clone();
         let counter_here = stored.contains(&FieldType::COUNTER)
             || self.units.keys().any(|id| id.field == *field && id.ty == FieldType::COUNTER);
         if counter_here {
@@ -258,7 +278,7 @@ impl<S: StoreRead> RecordEdit<'_, S> {
         field: &Field,
         preferred: Option<FieldType>,
     ) -> Result<Option<FieldType>, StoreError> {
-        let mut types = stored_types(self.store, &self.prefix, field)?;
+        let mut types = self.stored_types(field)?.clone();
         types.extend(self.units.keys().filter(|id| id.field == *field).map(|id| id.ty));
         let mut types: Vec<FieldType> = types.into_iter().collect();
         types.sort_by_key(|&ty| Some(ty) != preferred);
@@ -327,24 +347,6 @@ impl<S: StoreRead> RecordEdit<'_, S> {
         }
         Some(RecordDelta { record: write.record.clone(), clear, fields })
     }
-}
-
-/// The types of a field that have rows, dead sums included: one seek a type.
-fn stored_types(
-    store: &impl StoreRead,
-    record_prefix: &[u8],
-    field: &Field,
-) -> Result<BTreeSet<FieldType>, StoreError> {
-    let range = keys::field_prefix(record_prefix, field);
-    let end = keys::after_prefix(&range);
-    let mut types = BTreeSet::new();
-    let mut from = range.clone();
-    while let Some((key, _)) = store.first(Family::Rows, &from, &end)? {
-        let (_, ty, _) = keys::parse_field(record_prefix, &key).map_err(StoreError::damaged("rows"))?;
-        types.insert(ty);
-        from = keys::after_prefix(&keys::type_prefix(record_prefix, field, ty));
-    }
-    Ok(types)
 }
 
 /// Calls back for each field of a record that has rows, in order: one seek a field.

@@ -151,8 +151,8 @@ pub enum Reason {
         /// The limit.
         max: usize,
     },
-    /// More bytes than one delta may have.
-    #[error("the commit has {found} bytes, at most {max} are allowed: split it")]
+    /// More bytes, or more parts, than one delta may have.
+    #[error("the commit makes {found} bytes of changes, too many parts or more than {max} bytes: split it")]
     TooLarge {
         /// Bytes found.
         found: usize,

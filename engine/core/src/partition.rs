@@ -32,6 +32,9 @@ use crate::time::Hlc;
 
 /// The most bytes of deltas that wait for others, a partition.
 pub const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A delta of at most this size is taken to be readable by peers without trying.
+const DELTA_BYTES_TRUSTED: usize = 256 * 1024;
+
 /// The context is written into the log after every so many entries.
 pub const CHECKPOINT_ENTRIES: u64 = 1024;
 
@@ -139,15 +142,16 @@ impl Partition {
         if records.is_empty() {
             return Ok(None);
         }
-        let mut delta = Delta { dot, hlc: Hlc::default(), deps: self.news.clone(), records };
-        let found = delta.encode().as_bytes().len();
-        if found + size_of::<Hlc>() > MAX_DELTA_BYTES {
+        let delta = Delta { dot, hlc: stamp(), deps: self.news.clone(), records };
+        let encoded = delta.encode();
+        let found = encoded.as_bytes().len();
+        // What is accepted here must be readable everywhere. A small delta always is: the limits of decoding are
+        // some fifty times larger, which is more than memory of any part can exceed its bytes.
+        if found > DELTA_BYTES_TRUSTED && Delta::decode(&encoded).is_err() {
             let reason = Reason::TooLarge { found, max: MAX_DELTA_BYTES };
             return Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } });
         }
-        delta.hlc = stamp();
         self.news = VersionVector::new();
-        let encoded = delta.encode();
         Ok(Some(self.apply(txn, &delta, encoded)?))
     }
 
