@@ -8,11 +8,14 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Once};
 
 use quinn::congestion::CubicConfig;
-use quinn::{IdleTimeout, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use crate::config::{ConfigError, Limits, Timeouts};
+use crate::tls::TlsIdentity;
 
 /// Send and receive buffer asked of the operating system for each UDP socket.
 pub const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -96,6 +99,22 @@ pub(crate) fn transport_config(
         .initial_mtu(INITIAL_MTU_BYTES)
         .congestion_controller_factory(Arc::new(CubicConfig::default()));
     Ok(Arc::new(config))
+}
+
+/// The endpoint's own settings.
+///
+/// A process that was killed cannot tell its peers. When it is back it answers what they send on connections that it
+/// does not know with stateless resets (RFC 9000, 10.3), so that they connect anew at once instead of waiting for
+/// their idle timeouts. For that, keys are the same at each start: they are derived from the node's private key.
+pub(crate) fn endpoint_config(identity: &TlsIdentity) -> EndpointConfig {
+    let reset = identity.derive_secret("godwit 2026 QUIC stateless reset");
+    let ids = identity.derive_secret("godwit 2026 QUIC connection ids");
+    let mut id_key = [0; 8];
+    id_key.copy_from_slice(&ids[..8]);
+    let id_key = u64::from_le_bytes(id_key);
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
+    config
 }
 
 /// Bounds what strangers can make an endpoint hold.

@@ -200,6 +200,11 @@ impl TlsIdentity {
         Ok(Self { roots: Arc::new(roots), chain, key })
     }
 
+    /// A secret of this node for one purpose, the same at each start.
+    pub(crate) fn derive_secret(&self, purpose: &'static str) -> [u8; 32] {
+        blake3::derive_key(purpose, self.key.secret_der())
+    }
+
     /// Checks that this identity's certificate is valid for the node name.
     pub fn verify_own_name(&self, node_name: &str) -> Result<(), TlsError> {
         let own = self.chain.first().ok_or_else(|| TlsError::WrongName(node_name.to_owned()))?;

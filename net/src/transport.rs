@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{EndpointConfig, Runtime, TokioRuntime, VarInt};
+use quinn::{Runtime, TokioRuntime, VarInt};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -118,7 +118,7 @@ impl Transport {
             socket = faulty;
         }
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
-            EndpointConfig::default(),
+            endpoint::endpoint_config(&identity),
             Some(server_config),
             socket,
             Arc::new(TokioRuntime),

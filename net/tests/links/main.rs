@@ -4,3 +4,4 @@ mod faults;
 mod flow;
 mod harness;
 mod refusal;
+mod restart;
