@@ -1,0 +1,134 @@
+//! The command line. The exit status is 0 if what was asked was done, 1 if not, 2 if it was not understood.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, LogSection};
+use crate::demo::{self, DemoArguments};
+use crate::node::{RunningNode, StartOptions};
+use crate::{ca, logging};
+
+/// Threads for reads that may wait for the disk.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+/// An always-writable multi-region key-value store.
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a node until SIGTERM or SIGINT.
+    Serve {
+        /// The configuration, see godwit.example.toml.
+        #[arg(long)]
+        config: PathBuf,
+        /// Lets the API listen beyond loopback, though there are neither tokens nor TLS yet.
+        #[arg(long)]
+        insecure: bool,
+    },
+    /// Shows three regions that take real writes through a partition, and proves that they converge.
+    Demo(DemoArguments),
+    /// Makes certificates for the links between nodes.
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Checks a configuration and the certificates that it names, and starts nothing.
+    CheckConfig {
+        /// The configuration.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Makes the authority of a cluster: ca.pem, which every node needs, and ca.key, which is secret.
+    Init {
+        /// The cluster's name.
+        #[arg(long)]
+        cluster: String,
+        /// Where to write the files.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Makes a node's certificate and private key, NAME.pem and NAME.key.
+    Issue {
+        /// Where ca.pem and ca.key are, and where to write.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The node's name.
+        #[arg(long)]
+        node: String,
+    },
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("godwit: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve { config, insecure } => serve(&config, insecure),
+        Command::Demo(arguments) => {
+            logging::init(&LogSection { filter: "error".into(), ..LogSection::default() })
+                .map_err(anyhow::Error::msg)?;
+            runtime()?.block_on(demo::run(arguments))
+        }
+        Command::Ca(CaCommand::Init { cluster, dir }) => written(&ca::init(&cluster, &dir)?),
+        Command::Ca(CaCommand::Issue { dir, node }) => written(&ca::issue(&dir, &node)?),
+        Command::CheckConfig { file } => {
+            Config::load(&file)?.identity()?;
+            println!("{} is a valid configuration", file.display());
+            Ok(())
+        }
+    }
+}
+
+fn written(paths: &[PathBuf]) -> anyhow::Result<()> {
+    for path in paths {
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+fn serve(path: &Path, insecure: bool) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    logging::init(&config.log).map_err(anyhow::Error::msg)?;
+    runtime()?.block_on(async {
+        // Before the node is there: a signal that comes while it starts must not be lost.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let options = StartOptions { insecure, ..StartOptions::default() };
+        let node = RunningNode::start(config, options).await?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("stopping: SIGTERM"),
+            _ = interrupt.recv() => tracing::info!("stopping: SIGINT"),
+            failure = node.failed() => tracing::error!(%failure, "stopping: the node failed"),
+        }
+        // A failure comes back from here.
+        node.shutdown().await?;
+        Ok(())
+    })
+}
+
+/// The runtime of a process that runs nodes.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("starting the runtime")
+}

@@ -1,0 +1,186 @@
+//! The HTTP API: JSON over HTTP/1.1 and HTTP/2, every error a problem (RFC 9457).
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`problem`] | what can go wrong, and how it is told |
+//! | `request` | names in paths, query parameters, bodies: everything that is checked before a handler runs |
+//! | `ops` | operations as JSON |
+//! | `records`, `fields` | the handlers of data |
+//! | `view` | records and fields as JSON |
+//! | `respond` | answers, entity tags |
+//! | `cluster` | the node's view of the cluster |
+//! | `server` | connections and their limits |
+//!
+//! What holds: no input makes the node panic, hang or grow without bound. A handler that panics is a defect that one
+//! request pays for. What is refused has changed nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::Semaphore;
+
+use crate::node::NodeHandle;
+
+mod cluster;
+mod fields;
+mod ops;
+pub mod problem;
+mod records;
+mod request;
+mod respond;
+mod server;
+mod time;
+mod view;
+
+pub(crate) use server::{HttpServer, serve};
+
+use problem::{Applied, Kind, Problem};
+
+/// The documentation of all problems, served under their `type`.
+const PROBLEMS_PAGE: &str = include_str!("../../docs/PROBLEMS.md");
+
+/// What the handlers share.
+#[derive(Debug, Clone)]
+struct Api {
+    node: NodeHandle,
+    /// Requests for data in progress.
+    requests: Arc<Semaphore>,
+    /// Bytes of their bodies.
+    body_room: Arc<Semaphore>,
+    /// State digests read everything: one at a time.
+    digests: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The API of a node.
+fn router(node: NodeHandle) -> Router {
+    let limits = node.limits();
+    let api = Api {
+        requests: Arc::new(Semaphore::new(limits.requests)),
+        body_room: Arc::new(Semaphore::new(limits.request_bytes)),
+        digests: Arc::default(),
+        node,
+    };
+    let data = Router::new()
+        .route("/v1/{ns}/{key}", get(records::read).patch(records::patch).delete(records::delete))
+        .route("/v1/{ns}/{key}/{field}", get(fields::read).put(fields::put).delete(fields::delete))
+        .route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
+    Router::new()
+        .merge(data)
+        .route("/v1/_cluster", get(cluster::read))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/problems/{slug}", get(problem_page))
+        .fallback(async || {
+            Problem::new(Kind::NotFound, "there is no such resource: see the API's documentation")
+        })
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(survive_panics))
+        .with_state(api)
+}
+
+/// Ready: the store is open and the committer takes commits. What the links do does not matter.
+async fn ready(State(api): State<Api>) -> Response {
+    match api.node.is_ready() {
+        true => "ready\n".into_response(),
+        false => Problem::new(Kind::Stopping, "the node is stopping, or has failed").into_response(),
+    }
+}
+
+async fn method_not_allowed(request: Request) -> Problem {
+    let detail = format!("{} is not possible here: the header Allow names what is", request.method());
+    Problem::new(Kind::MethodNotAllowed, detail)
+}
+
+async fn problem_page(State(_): State<Api>, request: Request) -> Result<Response, Problem> {
+    let slug = request.uri().path().rsplit('/').next().unwrap_or_default();
+    let kind = Kind::ALL.into_iter().find(|kind| kind.slug() == slug);
+    let page = kind.and_then(|kind| section(PROBLEMS_PAGE, kind.slug()));
+    let page = page.ok_or_else(|| Problem::new(Kind::NotFound, "there is no such problem"))?;
+    Ok(([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], page).into_response())
+}
+
+/// A section of the page, from its heading to the next one.
+fn section<'a>(page: &'a str, slug: &str) -> Option<&'a str> {
+    let start = page.find(&format!("\n## {slug}\n"))? + 1;
+    let rest = &page[start..];
+    Some(rest.find("\n## ").map_or(rest, |end| &rest[..=end]))
+}
+
+async fn limit_requests(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = api.requests.try_acquire() else {
+        let detail = format!(
+            "{} requests are in progress, the most that limits.requests allows",
+            api.node.limits().requests
+        );
+        return Problem::new(Kind::Overloaded, detail).into_response();
+    };
+    next.run(request).await
+}
+
+async fn survive_panics(request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let begun = std::time::Instant::now();
+    let response = CatchPanic(Box::pin(next.run(request))).await.unwrap_or_else(|panic| {
+        tracing::error!(%method, path, panic, "a request handler panicked: a defect");
+        let applied = if reads { Applied::No } else { Applied::Unknown };
+        Problem::new(Kind::Internal, "the node's log says more").applied(applied).into_response()
+    });
+    let status = response.status().as_u16();
+    if response.status() >= StatusCode::INTERNAL_SERVER_ERROR {
+        tracing::warn!(%method, path, status, "request failed");
+    }
+    tracing::debug!(%method, path, status, took = ?begun.elapsed(), "request");
+    response
+}
+
+/// A future whose panic is its value.
+struct CatchPanic<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for CatchPanic<F> {
+    type Output = Result<F::Output, String>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        let future = self.0.as_mut();
+        // Unwind safety: after a panic the future is only dropped.
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                Poll::Ready(Err(text.unwrap_or_else(|| "no message".to_owned())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_has_its_page() {
+        let headings = PROBLEMS_PAGE.lines().filter_map(|line| line.strip_prefix("## "));
+        let slugs: Vec<&str> = Kind::ALL.iter().map(|kind| kind.slug()).collect();
+        assert_eq!(headings.collect::<Vec<_>>(), slugs);
+        for kind in Kind::ALL {
+            let page = section(PROBLEMS_PAGE, kind.slug()).unwrap();
+            assert!(page.contains(&format!("Status {}", kind.status().as_u16())), "{}", kind.slug());
+            assert!(page.contains("Cause:") && page.contains("Cure:"), "{}", kind.slug());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_a_value() {
+        let panics = async { panic!("on purpose") };
+        let caught: Result<(), String> = CatchPanic(Box::pin(panics)).await;
+        assert_eq!(caught, Err("on purpose".to_owned()));
+    }
+}

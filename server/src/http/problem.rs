@@ -1,0 +1,294 @@
+//! What can go wrong with a request, as `application/problem+json` (RFC 9457).
+//!
+//! Each kind has a stable `type`, `/problems/<slug>`, which is a section of `docs/PROBLEMS.md` and is served there.
+//! The outcome is always one of three: 4xx, and nothing was written; 5xx with `"applied": "no"`, the same; any other
+//! 5xx, and it is not known.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use godwit_core::ids::NameError;
+use godwit_core::json::{JsonError, MAX_DEPTH};
+use godwit_core::op::Reason;
+use godwit_core::partition::CommitError;
+use serde::Serialize;
+
+use crate::node::{CommitFailure, ReadFailure};
+
+/// After how many seconds to come again.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// Kinds of problems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The request is not what the resource takes.
+    Malformed,
+    /// A name is empty, too long, or holds what names must not.
+    InvalidName,
+    /// An operation that does not exist.
+    UnknownOp,
+    /// A header whose promise this version cannot keep.
+    UnsupportedHeader,
+    /// Nothing there.
+    NotFound,
+    /// The resource has no such method.
+    MethodNotAllowed,
+    /// The body did not come in time.
+    RequestTimeout,
+    /// A live field of that name has another type.
+    TypeMismatch,
+    /// Beyond a limit.
+    TooLarge,
+    /// The body is not JSON.
+    UnsupportedMediaType,
+    /// The node has too much to do.
+    Overloaded,
+    /// A defect, or a failed disk.
+    Internal,
+    /// The node is stopping.
+    Stopping,
+}
+
+/// Whether the request changed something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Applied {
+    /// It did not.
+    No,
+    /// It may have.
+    Unknown,
+}
+
+/// One problem, ready to be told.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    kind: Kind,
+    detail: String,
+    op: Option<usize>,
+    limit: Option<Limit>,
+    applied: Option<Applied>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    name: &'static str,
+    max: usize,
+}
+
+impl Kind {
+    /// All kinds, by status.
+    pub const ALL: [Self; 13] = [
+        Self::Malformed,
+        Self::InvalidName,
+        Self::UnknownOp,
+        Self::UnsupportedHeader,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::TypeMismatch,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::Overloaded,
+        Self::Internal,
+        Self::Stopping,
+    ];
+
+    /// The end of the problem's `type`.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::InvalidName => "invalid-name",
+            Self::UnknownOp => "unknown-op",
+            Self::UnsupportedHeader => "unsupported-header",
+            Self::NotFound => "not-found",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::RequestTimeout => "request-timeout",
+            Self::TypeMismatch => "type-mismatch",
+            Self::TooLarge => "too-large",
+            Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::Overloaded => "overloaded",
+            Self::Internal => "internal",
+            Self::Stopping => "stopping",
+        }
+    }
+
+    /// The same for all problems of the kind.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Malformed => "The request is malformed",
+            Self::InvalidName => "A name is not allowed",
+            Self::UnknownOp => "There is no such operation",
+            Self::UnsupportedHeader => "A header is not supported",
+            Self::NotFound => "There is nothing here",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::RequestTimeout => "The request took too long to arrive",
+            Self::TypeMismatch => "The field has another type",
+            Self::TooLarge => "A limit is exceeded",
+            Self::UnsupportedMediaType => "The body must be JSON",
+            Self::Overloaded => "The node has too much to do",
+            Self::Internal => "The node failed",
+            Self::Stopping => "The node is stopping",
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed | Self::InvalidName | Self::UnknownOp | Self::UnsupportedHeader => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TypeMismatch => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Problem {
+    /// A problem; the detail says what is wrong with this request and what to do.
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let applied = match kind {
+            Kind::Overloaded | Kind::Stopping => Some(Applied::No),
+            Kind::Internal => Some(Applied::Unknown),
+            _ => None,
+        };
+        Self { kind, detail: detail.into(), op: None, limit: None, applied }
+    }
+
+    /// A limit exceeded: its name and value.
+    pub fn too_large(name: &'static str, max: usize, detail: impl Into<String>) -> Self {
+        Self { limit: Some(Limit { name, max }), ..Self::new(Kind::TooLarge, detail) }
+    }
+
+    /// Names the offending operation.
+    pub fn at_op(mut self, op: usize) -> Self {
+        self.op = Some(op);
+        self
+    }
+
+    /// For requests that consist of one operation, which needs no index.
+    pub(super) fn at_no_op(mut self) -> Self {
+        self.op = None;
+        self
+    }
+
+    /// Says whether the request changed something.
+    pub fn applied(mut self, applied: Applied) -> Self {
+        self.applied = Some(applied);
+        self
+    }
+
+    /// Something that is stored does not make sense; nothing was changed by finding out.
+    pub(super) fn unreadable(error: &dyn std::fmt::Display) -> Self {
+        Self::internal(error, Applied::No)
+    }
+
+    fn internal(error: &dyn std::fmt::Display, applied: Applied) -> Self {
+        tracing::error!(%error, "a request failed");
+        Self::new(Kind::Internal, "the store failed: the node's log says more").applied(applied)
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    op: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<Applied>,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.kind.status();
+        let body = Body {
+            r#type: format!("/problems/{}", self.kind.slug()),
+            title: self.kind.title(),
+            status: status.as_u16(),
+            detail: &self.detail,
+            op: self.op,
+            limit: self.limit.map(|limit| limit.name),
+            max: self.limit.map(|limit| limit.max),
+            applied: self.applied,
+        };
+        // Strings and numbers always serialise.
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let mut response = (status, [content_type], body).into_response();
+        if matches!(self.kind, Kind::Overloaded | Kind::Stopping) {
+            let retry = HeaderValue::from_static(RETRY_AFTER_SECONDS);
+            response.headers_mut().insert(header::RETRY_AFTER, retry);
+        }
+        response
+    }
+}
+
+impl From<NameError> for Problem {
+    fn from(error: NameError) -> Self {
+        Self::new(Kind::InvalidName, error.to_string())
+    }
+}
+
+impl From<JsonError> for Problem {
+    fn from(error: JsonError) -> Self {
+        match error {
+            JsonError::TooDeep => Self::too_large("depth", MAX_DEPTH, error.to_string()),
+            JsonError::Invalid(_) => Self::new(Kind::Malformed, error.to_string()),
+        }
+    }
+}
+
+impl From<ReadFailure> for Problem {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
+            ReadFailure::Store(error) => Self::internal(&error, Applied::No),
+        }
+    }
+}
+
+impl From<CommitFailure> for Problem {
+    fn from(failure: CommitFailure) -> Self {
+        match failure {
+            CommitFailure::Refused(error) => error.into(),
+            CommitFailure::Overloaded => Self::new(Kind::Overloaded, failure.to_string()),
+            CommitFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
+            CommitFailure::Unknown => Self::internal(&failure, Applied::Unknown),
+        }
+    }
+}
+
+impl From<CommitError> for Problem {
+    fn from(error: CommitError) -> Self {
+        let CommitError::Refused { refusal, .. } = error else {
+            return match error {
+                CommitError::Store(error) => Self::internal(&error, Applied::Unknown),
+                // Requests have one write, so the others do not come up.
+                other => Self::new(Kind::Malformed, other.to_string()),
+            };
+        };
+        let detail = refusal.reason.to_string();
+        let too_large = |name, max| Self::too_large(name, max, detail.clone());
+        let problem = match refusal.reason {
+            Reason::TypeMismatch { .. } => Self::new(Kind::TypeMismatch, detail),
+            Reason::ValueTooLarge { max, .. } => too_large("value", max),
+            Reason::TooManyFields { max } => too_large("fields", max),
+            Reason::TooManyOps { max, .. } => too_large("ops", max),
+            Reason::TooManyMembers { max, .. } => too_large("members", max),
+            Reason::TooLarge { max, .. } => too_large("delta", max),
+        };
+        problem.at_op(refusal.op)
+    }
+}

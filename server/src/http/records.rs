@@ -1,0 +1,70 @@
+//! `/v1/{ns}/{key}`: records.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use godwit_core::ids::RecordId;
+use godwit_core::op::{Op, Write};
+use godwit_core::read::{self, FieldView};
+
+use super::problem::{Kind, Problem};
+use super::request::{self, Query, RecordPath};
+use super::view::{self, CommittedBody, MEMBERS_SHOWN_MAX, Shape, Viewer};
+use super::{Api, ops, respond};
+
+/// `GET`: the record's live fields.
+pub(super) async fn read(
+    State(api): State<Api>,
+    RecordPath(record): RecordPath,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let shape = Shape::parse(&Query::parse(uri.query(), &view::PARAMETERS)?)?;
+    let views = fetch(&api, &record).await?;
+    if views.is_empty() {
+        let detail = format!("the record {:?} has no live field", record.key);
+        return Err(Problem::new(Kind::NotFound, detail));
+    }
+    let viewer = Viewer::new(&api.node, shape, &views).await;
+    respond::tagged(&viewer.record(record.key.as_str(), views, None)?, &headers)
+}
+
+/// `PATCH`: operations, committed together.
+pub(super) async fn patch(
+    State(api): State<Api>,
+    RecordPath(record): RecordPath,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let query = Query::parse(uri.query(), &["numbers", "return", "view"])?;
+    let (shape, returns_record) = (Shape::parse(&query)?, query.has("return", "record")?);
+    let body = request::text(&api, &headers, body).await?;
+    let ops = ops::parse(&body.text, api.node.limits())?;
+    drop(body.text);
+    let write = Write { record: record.clone(), ops };
+    let committed = api.node.commit_holding(vec![write], body.room).await?;
+    if !returns_record {
+        return respond::json(&CommittedBody::from(committed));
+    }
+    let views = fetch(&api, &record).await?;
+    let viewer = Viewer::new(&api.node, shape, &views).await;
+    respond::json(&viewer.record(record.key.as_str(), views, Some(committed))?)
+}
+
+/// `DELETE`: clears every field as seen.
+pub(super) async fn delete(
+    State(api): State<Api>,
+    RecordPath(record): RecordPath,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    Query::parse(uri.query(), &[])?;
+    let committed = api.node.commit(vec![Write { record, ops: vec![Op::Delete] }]).await?;
+    respond::json(&CommittedBody::from(committed))
+}
+
+async fn fetch(api: &Api, record: &RecordId) -> Result<Vec<FieldView>, Problem> {
+    let (partitions, record) = (api.node.partitions(), record.clone());
+    Ok(api.node.read(move |store| read::record(store, partitions, &record, MEMBERS_SHOWN_MAX)).await?)
+}

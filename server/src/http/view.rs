@@ -1,0 +1,253 @@
+//! Records and fields as JSON.
+//!
+//! A register's JSON goes out as its text stands in the store, so that numbers of any size and the order of keys come
+//! back as they were sent. Of two live types of one name a read shows the first in precedence; the full view shows
+//! the rest under `others`.
+
+use std::collections::BTreeMap;
+
+use godwit_core::ids::ReplicaId;
+use godwit_core::read::{FieldView, Value};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::problem::Problem;
+use super::request::Query;
+use super::time::rfc3339;
+use crate::node::{Committed, NodeHandle};
+
+/// The most members of a set that a read shows.
+pub(super) const MEMBERS_SHOWN_MAX: usize = 1_000;
+
+/// The query parameters that choose a shape.
+pub(super) const PARAMETERS: [&str; 2] = ["numbers", "view"];
+
+/// How values are shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    /// With types, siblings and who wrote them.
+    pub(super) full: bool,
+    /// Counters as strings, for languages whose numbers are floats.
+    number_strings: bool,
+}
+
+impl Shape {
+    pub(super) fn parse(query: &Query) -> Result<Self, Problem> {
+        Ok(Self { full: query.has("view", "full")?, number_strings: query.has("numbers", "string")? })
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct RecordBody {
+    key: String,
+    fields: BTreeMap<String, FieldBody>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    truncated: Vec<String>,
+    /// Of the commit that this answers, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    commit: Option<Option<CommitBody>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum OneFieldBody {
+    Value {
+        field: String,
+        value: ValueBody,
+        #[serde(skip_serializing_if = "is_false")]
+        truncated: bool,
+    },
+    Full(FullBody),
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum FieldBody {
+    Value(ValueBody),
+    Full(FullBody),
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum ValueBody {
+    Json(Box<RawValue>),
+    Integer(i64),
+    Text(String),
+    Flag(bool),
+    Members(Vec<String>),
+}
+
+#[derive(Serialize)]
+pub(super) struct FullBody {
+    /// The name, where no record around it says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    r#type: &'static str,
+    value: ValueBody,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    siblings: Option<Vec<Box<RawValue>>>,
+    #[serde(skip_serializing_if = "is_false")]
+    truncated: bool,
+    updated: UpdatedBody,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    others: Vec<FullBody>,
+}
+
+#[derive(Serialize)]
+struct UpdatedBody {
+    replica: String,
+    region: Option<String>,
+    time: String,
+}
+
+/// The answer to a write.
+#[derive(Serialize)]
+pub(super) struct CommittedBody {
+    partition: u16,
+    commit: Option<CommitBody>,
+}
+
+#[derive(Serialize)]
+struct CommitBody {
+    replica: String,
+    counter: u64,
+    time: String,
+}
+
+impl From<Committed> for CommittedBody {
+    fn from(committed: Committed) -> Self {
+        let commit = committed.commit.map(|(dot, hlc)| CommitBody {
+            replica: dot.replica.to_string(),
+            counter: dot.counter,
+            time: rfc3339(hlc.millis()),
+        });
+        Self { partition: committed.partition.0, commit }
+    }
+}
+
+/// Shows fields, whose regions it looks up if they are to be shown.
+pub(super) struct Viewer {
+    shape: Shape,
+    regions: BTreeMap<ReplicaId, String>,
+}
+
+impl Viewer {
+    pub(super) async fn new(node: &NodeHandle, shape: Shape, views: &[FieldView]) -> Self {
+        let regions = if shape.full {
+            let mut replicas: Vec<ReplicaId> = views.iter().map(|view| view.updated.replica).collect();
+            replicas.sort_unstable();
+            replicas.dedup();
+            node.regions(&replicas).await
+        } else {
+            BTreeMap::new()
+        };
+        Self { shape, regions }
+    }
+
+    /// A record of fields sorted by name, then by precedence.
+    pub(super) fn record(
+        &self,
+        key: &str,
+        views: Vec<FieldView>,
+        committed: Option<Committed>,
+    ) -> Result<RecordBody, Problem> {
+        let mut by_name: BTreeMap<String, Vec<FieldView>> = BTreeMap::new();
+        for view in views {
+            by_name.entry(view.field.as_str().to_owned()).or_default().push(view);
+        }
+        let mut truncated = Vec::new();
+        let mut fields = BTreeMap::new();
+        for (name, types) in by_name {
+            if types.first().is_some_and(is_truncated) {
+                truncated.push(name.clone());
+            }
+            let body = match self.shape.full {
+                true => self.full_types(types)?.map(FieldBody::Full),
+                false => types
+                    .into_iter()
+                    .next()
+                    .map(|view| self.value(view.value))
+                    .transpose()?
+                    .map(FieldBody::Value),
+            };
+            fields.extend(body.map(|body| (name, body)));
+        }
+        let committed = committed.map(CommittedBody::from);
+        Ok(RecordBody {
+            key: key.to_owned(),
+            fields,
+            truncated,
+            partition: committed.as_ref().map(|committed| committed.partition),
+            commit: committed.map(|committed| committed.commit),
+        })
+    }
+
+    /// A field by its live types, in the order of precedence; `None` if there are none.
+    pub(super) fn field(&self, name: &str, types: Vec<FieldView>) -> Result<Option<OneFieldBody>, Problem> {
+        let field = name.to_owned();
+        if self.shape.full {
+            let body = self.full_types(types)?;
+            return Ok(body.map(|body| OneFieldBody::Full(FullBody { field: Some(field), ..body })));
+        }
+        let Some(view) = types.into_iter().next() else { return Ok(None) };
+        let truncated = is_truncated(&view);
+        Ok(Some(OneFieldBody::Value { field, value: self.value(view.value)?, truncated }))
+    }
+
+    fn full_types(&self, types: Vec<FieldView>) -> Result<Option<FullBody>, Problem> {
+        let mut bodies =
+            types.into_iter().map(|view| self.full(view)).collect::<Result<Vec<_>, _>>()?.into_iter();
+        let Some(mut first) = bodies.next() else { return Ok(None) };
+        first.others = bodies.collect();
+        Ok(Some(first))
+    }
+
+    fn full(&self, mut view: FieldView) -> Result<FullBody, Problem> {
+        let truncated = is_truncated(&view);
+        let siblings = match &mut view.value {
+            Value::Register { siblings, .. } => {
+                Some(std::mem::take(siblings).into_iter().map(raw).collect::<Result<Vec<_>, _>>()?)
+            }
+            _ => None,
+        };
+        let updated = UpdatedBody {
+            replica: view.updated.replica.to_string(),
+            region: self.regions.get(&view.updated.replica).cloned(),
+            time: rfc3339(view.updated_at.millis()),
+        };
+        Ok(FullBody {
+            field: None,
+            r#type: view.ty.name().unwrap_or("unknown"),
+            value: self.value(view.value)?,
+            siblings,
+            truncated,
+            updated,
+            others: Vec::new(),
+        })
+    }
+
+    fn value(&self, value: Value) -> Result<ValueBody, Problem> {
+        Ok(match value {
+            Value::Register { value, .. } => ValueBody::Json(raw(value)?),
+            Value::Counter(sum) if self.shape.number_strings => ValueBody::Text(sum.to_string()),
+            Value::Counter(sum) => ValueBody::Integer(sum),
+            Value::Flag => ValueBody::Flag(true),
+            Value::Set { members, .. } => ValueBody::Members(members),
+        })
+    }
+}
+
+fn is_truncated(view: &FieldView) -> bool {
+    matches!(view.value, Value::Set { truncated: true, .. })
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// The text of a register was checked by the node that took it; a node that sent other bytes is caught here.
+fn raw(text: String) -> Result<Box<RawValue>, Problem> {
+    RawValue::from_string(text).map_err(|error| Problem::unreadable(&error))
+}

@@ -1,0 +1,180 @@
+//! The glue between the machine and the links: outputs to frames, events to inputs, and nothing else.
+//!
+//! It branches on the kind of an input or output, never on what a message means.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use godwit_core::machine::{Effects, Machine};
+use godwit_core::store::{StoreError, StoreRead};
+use godwit_core::time::{Mono, Now};
+use godwit_engine::committer::CommitterHandle;
+use godwit_net::{Event, EventReceiver, SendOutcome, TransportHandle};
+use godwit_proto::node::Alarm;
+use godwit_proto::{Input, LinkId, Node, Output};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::replies::Replies;
+
+/// Bytes of peers' frames that wait for the committer. A larger frame passes alone.
+pub const FRAME_ROOM_BYTES: u32 = 2 * 1024 * 1024;
+
+/// What a frame costs beyond its bytes, so that empty frames are not free.
+const FRAME_OVERHEAD_BYTES: usize = 128;
+
+/// Alarms of one kind are logged this often.
+const ALARM_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// An input, with the room that its bytes take until it is handled.
+#[derive(Debug)]
+pub struct Submission {
+    pub(super) input: Input,
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+/// A node whose inputs give back their room when they are handled.
+#[derive(Debug)]
+pub(super) struct Metered(Node);
+
+impl Metered {
+    pub(super) fn new(node: Node) -> Self {
+        Self(node)
+    }
+}
+
+impl Machine for Metered {
+    type Input = Submission;
+    type Output = Output;
+
+    fn handle(
+        &mut self,
+        now: Now,
+        submission: Submission,
+        store: &impl StoreRead,
+        out: &mut Effects<Output>,
+    ) -> Result<(), StoreError> {
+        let Submission { input, room } = submission;
+        let outcome = self.0.handle(now, input, store, out);
+        drop(room);
+        outcome
+    }
+
+    fn next_deadline(&self) -> Option<Mono> {
+        self.0.next_deadline()
+    }
+
+    fn handle_timeout(
+        &mut self,
+        now: Now,
+        store: &impl StoreRead,
+        out: &mut Effects<Output>,
+    ) -> Result<(), StoreError> {
+        self.0.handle_timeout(now, store, out)
+    }
+}
+
+/// Turns events of links into inputs, until the transport ends.
+pub(super) async fn pump(mut events: EventReceiver, committer: CommitterHandle<Submission>) {
+    let frames = Arc::new(Semaphore::new(FRAME_ROOM_BYTES as usize));
+    let link = |link: godwit_net::LinkId| LinkId(link.0);
+    while let Some(event) = events.recv().await {
+        let submission = match event {
+            Event::Up { peer, link: id, .. } => {
+                Submission { input: Input::Up { peer, link: link(id) }, room: None }
+            }
+            Event::Down { peer, link: id, .. } => {
+                Submission { input: Input::Down { peer, link: link(id) }, room: None }
+            }
+            Event::Frame { peer, link: id, frame } => {
+                let room = frame_room(&frames, frame.len()).await;
+                Submission { input: Input::Frame { peer, link: link(id), bytes: frame.into() }, room }
+            }
+        };
+        // A committer that has stopped takes nothing more, but the transport cannot end while its events wait.
+        let _ = committer.submit(submission).await;
+    }
+}
+
+async fn frame_room(frames: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let cost = u32::try_from(bytes.saturating_add(FRAME_OVERHEAD_BYTES)).unwrap_or(u32::MAX);
+    // Nobody closes the semaphore; if so, frames would only not be counted.
+    Arc::clone(frames).acquire_many_owned(cost.min(FRAME_ROOM_BYTES)).await.ok()
+}
+
+/// Takes what the machine releases, on the committer's thread.
+#[derive(Debug)]
+pub(super) struct Sink {
+    replies: Arc<Replies>,
+    transport: Option<TransportHandle>,
+    drift: RateLimit,
+    pending: RateLimit,
+}
+
+impl Sink {
+    pub(super) fn new(replies: Arc<Replies>, transport: Option<TransportHandle>) -> Self {
+        Self { replies, transport, drift: RateLimit::default(), pending: RateLimit::default() }
+    }
+
+    pub(super) fn take(&self, output: Output) {
+        match output {
+            Output::Reply { request, reply } => self.replies.answer(request, reply),
+            Output::Send { peer, link, message } => {
+                let Some(transport) = &self.transport else { return };
+                let frame = Bytes::from(message.encode());
+                let bytes = frame.len();
+                match transport.send(&peer, godwit_net::LinkId(link.0), frame) {
+                    // The machine hears of a link's end by its `Down`.
+                    SendOutcome::Queued | SendOutcome::NotConnected | SendOutcome::Overflowed => {}
+                    SendOutcome::TooLong => tracing::error!(peer, bytes, "a message is too long to be sent"),
+                }
+            }
+            Output::Close { peer, link, reason } => {
+                tracing::warn!(peer, reason, "closing a link");
+                if let Some(transport) = &self.transport {
+                    transport.disconnect(&peer, godwit_net::LinkId(link.0), &reason);
+                }
+            }
+            Output::Alarm(alarm) => self.alarm(&alarm),
+        }
+    }
+
+    fn alarm(&self, alarm: &Alarm) {
+        match alarm {
+            Alarm::ClockDrift { replica, ahead_ms } => {
+                if let Some(suppressed) = self.drift.pass() {
+                    tracing::warn!(%replica, ahead_ms, suppressed, "another node's clock is far ahead");
+                }
+            }
+            Alarm::PendingFull { partition } => {
+                if let Some(suppressed) = self.pending.pass() {
+                    tracing::warn!(%partition, suppressed, "no room for commits that wait for others");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        // The committer has ended, well or not: nothing will be answered any more.
+        self.replies.close();
+    }
+}
+
+/// Lets one line through an interval and counts those in between.
+#[derive(Debug, Default)]
+struct RateLimit(Mutex<(Option<Instant>, u64)>);
+
+impl RateLimit {
+    fn pass(&self) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, suppressed) = &mut *state;
+        if last.is_some_and(|last| last.elapsed() < ALARM_LOG_INTERVAL) {
+            *suppressed += 1;
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(std::mem::take(suppressed))
+    }
+}

@@ -1,0 +1,221 @@
+//! What the API and callers in the same process do with a node.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use godwit_core::context::Dot;
+use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::op::Write;
+use godwit_core::partition::CommitError;
+use godwit_core::store::StoreError;
+use godwit_core::time::Hlc;
+use godwit_engine::committer::CommitterHandle;
+use godwit_engine::identity::Identity;
+use godwit_engine::store::Snapshot;
+use godwit_net::{LinkStatus, TransportHandle};
+use godwit_proto::status::Status;
+use godwit_proto::{Input, Reply, RequestId};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::driver::Submission;
+use super::gate::StoreGate;
+use super::replies::Replies;
+use crate::config::{Config, LimitsSection};
+
+/// How long a request waits for room in the committer's queue before it is refused.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A node, to be asked and told. Clones are the same node; one that has stopped answers [`struct@Stopped`].
+#[derive(Debug, Clone)]
+pub struct NodeHandle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    identity: Identity,
+    limits: LimitsSection,
+    peers: Vec<String>,
+    committer: CommitterHandle<Submission>,
+    replies: Arc<Replies>,
+    gate: Arc<StoreGate>,
+    transport: Option<TransportHandle>,
+    /// Regions of replicas, as far as they were ever told: they never change.
+    regions: Mutex<BTreeMap<ReplicaId, String>>,
+    stopping: AtomicBool,
+}
+
+/// A commit that is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The partition of the records.
+    pub partition: PartitionId,
+    /// The commit and its stamp; `None` if there was nothing to change.
+    pub commit: Option<(Dot, Hlc)>,
+}
+
+/// Why a commit was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitFailure {
+    /// It cannot be. Nothing changed.
+    #[error(transparent)]
+    Refused(#[from] CommitError),
+    /// The committer's queue stayed full. Nothing changed.
+    #[error("the node has more commits waiting than it can take")]
+    Overloaded,
+    /// The node takes no more commits. Nothing changed.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The node failed before it knew that the commit is durable: it may be, or not.
+    #[error("the node failed while it committed: it is not known whether the commit is durable")]
+    Unknown,
+}
+
+/// Why nothing was read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadFailure {
+    /// The store could not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// The node is stopping, has stopped, or has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node is stopping")]
+pub struct Stopped;
+
+impl NodeHandle {
+    pub(super) fn new(
+        identity: Identity,
+        config: &Config,
+        committer: CommitterHandle<Submission>,
+        replies: Arc<Replies>,
+        gate: Arc<StoreGate>,
+        transport: Option<TransportHandle>,
+    ) -> Self {
+        let peers = config.replication.iter().flat_map(|replication| &replication.peers);
+        let peers = peers.map(|peer| peer.name.clone()).collect();
+        let regions = BTreeMap::from([(identity.replica, identity.region.clone())]);
+        Self(Arc::new(Shared {
+            identity,
+            limits: config.limits.clone(),
+            peers,
+            committer,
+            replies,
+            gate,
+            transport,
+            regions: Mutex::new(regions),
+            stopping: AtomicBool::new(false),
+        }))
+    }
+
+    /// The id under which the node writes.
+    pub fn replica(&self) -> ReplicaId {
+        self.0.identity.replica
+    }
+
+    /// The number of partitions of the cluster.
+    pub fn partitions(&self) -> u16 {
+        self.0.identity.partitions
+    }
+
+    /// What clients may do.
+    pub fn limits(&self) -> &LimitsSection {
+        &self.0.limits
+    }
+
+    /// The names of all other nodes.
+    pub fn peers(&self) -> &[String] {
+        &self.0.peers
+    }
+
+    /// The links, one for each other node.
+    pub fn links(&self) -> Vec<LinkStatus> {
+        self.0.transport.as_ref().map(TransportHandle::links).unwrap_or_default()
+    }
+
+    /// Commits writes to records of one partition, atomically. `Ok` means durable.
+    pub async fn commit(&self, writes: Vec<Write>) -> Result<Committed, CommitFailure> {
+        self.commit_holding(writes, None).await
+    }
+
+    /// The same; the permit for what the writes take in memory goes with them, whether or not the caller waits.
+    pub(crate) async fn commit_holding(
+        &self,
+        writes: Vec<Write>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Committed, CommitFailure> {
+        let reply = self.ask(|request| Input::Commit { request, writes }, room).await;
+        match reply? {
+            Reply::Committed { partition, commit } => Ok(Committed { partition, commit }),
+            Reply::Refused(error) => Err(error.into()),
+            Reply::Status(_) => unreachable!("a commit is answered as one"),
+        }
+    }
+
+    /// How the node is. `Err` if it has stopped or has too much to do to say.
+    pub async fn status(&self) -> Result<Status, CommitFailure> {
+        match self.ask(|request| Input::Status { request }, None).await? {
+            Reply::Status(status) => Ok(*status),
+            Reply::Committed { .. } | Reply::Refused(_) => unreachable!("a question is answered as one"),
+        }
+    }
+
+    async fn ask(
+        &self,
+        input: impl FnOnce(RequestId) -> Input,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Reply, CommitFailure> {
+        let mut waiting = self.0.replies.register().ok_or(Stopped)?;
+        let submission = Submission { input: input(waiting.request), room };
+        let submitted = tokio::time::timeout(QUEUE_WAIT_MAX, self.0.committer.submit(submission)).await;
+        submitted.map_err(|_| CommitFailure::Overloaded)?.map_err(|_| Stopped)?;
+        waiting.reply().await.ok_or(CommitFailure::Unknown)
+    }
+
+    /// Reads a state of the store, on a thread that may block.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Snapshot<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ReadFailure> {
+        let gate = Arc::clone(&self.0.gate);
+        let task = tokio::task::spawn_blocking(move || gate.enter(|store| read(&store.snapshot())));
+        match task.await {
+            Ok(Some(outcome)) => Ok(outcome?),
+            Ok(None) => Err(Stopped.into()),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is going down.
+            Err(_) => Err(Stopped.into()),
+        }
+    }
+
+    /// The regions of replicas: those that are known.
+    pub async fn regions(&self, replicas: &[ReplicaId]) -> BTreeMap<ReplicaId, String> {
+        let known = |regions: &BTreeMap<ReplicaId, String>| {
+            let region = |replica: &ReplicaId| Some((*replica, regions.get(replica)?.clone()));
+            replicas.iter().filter_map(region).collect::<BTreeMap<_, _>>()
+        };
+        let found = known(&self.0.regions.lock().unwrap_or_else(PoisonError::into_inner));
+        if replicas.iter().all(|replica| found.contains_key(replica)) {
+            return found;
+        }
+        // Without an answer the reader gets what is known: this only decorates.
+        let Ok(status) = self.status().await else { return found };
+        let mut regions = self.0.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        let peers = status.peers.into_values();
+        regions.extend(peers.filter_map(|peer| Some((peer.replica?, peer.region?))));
+        known(&regions)
+    }
+
+    /// Whether the node takes requests: it has not been told to stop, and has not failed.
+    pub fn is_ready(&self) -> bool {
+        !self.0.stopping.load(Ordering::Relaxed) && !self.0.replies.is_closed()
+    }
+
+    pub(super) fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+}
