@@ -52,6 +52,7 @@ pub struct Frame {
 #[derive(Debug, Default)]
 struct Link {
     cut: bool,
+    sealed: bool,
     connection: Option<u64>,
     stalled: Vec<Frame>,
     /// When the last frame in either direction arrives, so that later ones do not overtake it.
@@ -100,7 +101,7 @@ impl Network {
             return None;
         }
         self.last_connection += 1;
-        *link = Link { connection: Some(self.last_connection), ..Link::default() };
+        *link = Link { connection: Some(self.last_connection), sealed: link.sealed, ..Link::default() };
         link.connection
     }
 
@@ -109,6 +110,18 @@ impl Network {
         let link = self.links.get_mut(&pair)?;
         link.stalled.clear();
         link.connection.take()
+    }
+
+    /// Whether the link stays as it is.
+    pub fn is_sealed(&self, pair: Pair) -> bool {
+        self.links[&pair].sealed
+    }
+
+    /// Lets the link stay as it is.
+    pub fn seal(&mut self, pair: Pair) {
+        if let Some(link) = self.links.get_mut(&pair) {
+            link.sealed = true;
+        }
     }
 
     /// Cuts the link.

@@ -42,11 +42,13 @@ impl fmt::Display for Violation {
             1 => "convergence",
             2 => "meaning",
             3 => "nothing acknowledged is lost",
+            5 => "exactly once",
             6 => "no dot names two commits",
             7 => "causality and atomicity",
             8 => "availability",
             9 => "bounds",
-            _ => "a node must not stop",
+            10 => "damage is contained: no correct node stops or is refused",
+            _ => "not numbered",
         };
         write!(f, "invariant {} ({name}): {}", self.invariant, self.what)
     }
@@ -109,6 +111,10 @@ impl Oracle {
         *last = commit.hlc;
         let partition = self.partitions.entry(commit.partition).or_default();
         let saw = partition.visible(&commit.saw)?;
+        if !partition.history.is_causally_closed(&saw) {
+            let what = format!("{} was made on {:?}, not causally closed", commit.dot, commit.saw);
+            return Err(Violation::new(7, what));
+        }
         let events: Vec<EventId> = commit
             .writes
             .iter()

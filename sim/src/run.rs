@@ -3,12 +3,15 @@
 //! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then everything else.
 //! A run has two phases: faults and clients for some seconds; then every link heals, every node starts, clients are
 //! silent, and all nodes must have the same bytes, with everything that any client was told of, within
-//! [`CONVERGENCE_US_MAX`]. All draws are integers, all rates are ratios.
+//! [`CONVERGENCE_US_MAX`]. In some runs only as many links heal as connect all nodes, so that relaying must do the rest;
+//! in some a client goes on writing to one partition until the others agree, so that no partition depends on silence
+//! elsewhere. All draws are integers, all rates are ratios.
 
+use godwit_core::ids::PartitionId;
 use godwit_core::rng::Rng;
 use godwit_proto::Tuning;
 
-use crate::network::NetworkConfig;
+use crate::network::{NetworkConfig, Pair};
 use crate::oracle::Violation;
 use crate::workload;
 use crate::world::{Event, World};
@@ -19,6 +22,10 @@ pub const CONVERGENCE_US_MAX: u64 = 60_000_000;
 
 /// How often agreement is looked at in the second phase.
 const LOOK_US: u64 = 50_000;
+
+/// Simulated time within which agreement must be known to all: every node tells its contexts this often, and a lost
+/// message costs one more time.
+const SETTLED_INTERVALS: u64 = 8;
 
 /// What a seed drew.
 #[derive(Debug, Clone)]
@@ -47,6 +54,10 @@ pub struct RunConfig {
     pub fault_every_us: Option<u64>,
     /// How long a cut or an outage lasts at most.
     pub outage_us_max: u64,
+    /// Whether only links to the first node heal at the end.
+    pub star: bool,
+    /// Whether a client goes on writing to one partition.
+    pub busy: bool,
 }
 
 impl RunConfig {
@@ -75,6 +86,8 @@ impl RunConfig {
             relay_wait_cut_us: 5_000 + rng.below(200_000),
             relay_retry_us: 500_000 + rng.below(3_000_000),
             relay_bytes: 100 << rng.below(12),
+            pending_bytes_max: 1_000 << rng.below(14),
+            checkpoint_entries: 1 + rng.below(20),
         };
         Self {
             partitions: 1 + rng.below(3) as u16,
@@ -88,6 +101,8 @@ impl RunConfig {
             commit_every_us: 20_000 << rng.below(5),
             fault_every_us: rng.chance(9, 10).then(|| 200_000 << rng.below(5)),
             outage_us_max: 200_000 << rng.below(7),
+            star: rng.chance(1, 4),
+            busy: rng.chance(1, 4),
             nodes,
         }
     }
@@ -169,25 +184,63 @@ fn live(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
             next_fault = config.fault_every_us.map(|every| world.now_us + 1 + world.rng.below(2 * every));
         }
     }
-    converge(world)
+    converge(world, config)
 }
 
 /// Ends all faults and demands agreement.
-fn converge(world: &mut World) -> Result<u64, Violation> {
+fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
     let began = world.now_us;
     world.trace.line(began, format_args!("faults end"));
+    let heals = |pair: &Pair| !config.star || pair.0 == 0;
     for pair in world.pairs() {
-        world.at(0, Event::Heal(pair));
+        world.at(0, if heals(&pair) { Event::Heal(pair) } else { Event::Cut(pair) });
+        // Heals that are under way already come to nothing.
+        world.at(0, Event::Seal(pair));
     }
     for node in 0..world.node_count() {
         world.at(0, Event::Start(node));
     }
+    let busy = config.busy.then(|| {
+        let records = workload::records();
+        world.rng.pick(&records).clone()
+    });
+    if let Some(record) = &busy {
+        let home = record.partition(config.partitions);
+        agree(world, began, Some(home), |world| {
+            let writes = workload::commit_to(&mut world.rng, record);
+            world.at(0, Event::Client(0, writes));
+        })?;
+    }
+    agree(world, began, None, |_| {})?;
+    let took = world.now_us - began;
+    for node in 0..world.node_count() {
+        world.check(node)?;
+    }
+    let until = world.now_us + SETTLED_INTERVALS * config.tuning.contexts_interval_us;
+    while world.advance(until)? {}
+    let linked = |node: usize, peer: &str| !config.star || node == 0 || peer == "n0";
+    match world.unsettled(linked) {
+        Some(what) => Err(Violation::new(1, what)),
+        None => {
+            world.trace.line(world.now_us, format_args!("all agree, and know it"));
+            Ok(took)
+        }
+    }
+}
+
+/// Waits until all nodes agree, but for a partition that is busy; `meanwhile` happens at every look.
+fn agree(
+    world: &mut World,
+    began: u64,
+    busy: Option<PartitionId>,
+    meanwhile: impl Fn(&mut World),
+) -> Result<(), Violation> {
     loop {
+        meanwhile(world);
         let until = world.now_us + LOOK_US;
         while world.advance(until)? {}
-        let difference = world.difference()?;
-        match difference {
-            None => break,
+        match world.difference(busy)? {
+            None => return Ok(()),
             Some(what) if world.now_us - began > CONVERGENCE_US_MAX => {
                 let what = format!("no agreement {CONVERGENCE_US_MAX} µs after faults ended: {what}");
                 return Err(Violation::new(1, what));
@@ -195,12 +248,6 @@ fn converge(world: &mut World) -> Result<u64, Violation> {
             Some(_) => {}
         }
     }
-    let took = world.now_us - began;
-    for node in 0..world.node_count() {
-        world.check(node)?;
-    }
-    world.trace.line(world.now_us, format_args!("all agree"));
-    Ok(took)
 }
 
 fn fault(world: &mut World, config: &RunConfig) {

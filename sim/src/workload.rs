@@ -37,6 +37,11 @@ pub fn commit(rng: &mut Rng, partitions: u16) -> Vec<Write> {
     writes
 }
 
+/// A random commit to one record.
+pub fn commit_to(rng: &mut Rng, record: &RecordId) -> Vec<Write> {
+    vec![Write { ops: ops(rng), record: record.clone() }]
+}
+
 /// The specification's view of an operation.
 pub fn spec_op(op: &Op) -> SpecOp {
     let names = |members: &[Member]| members.iter().map(|member| member.as_str().to_string()).collect();

@@ -1,7 +1,9 @@
 //! Laws of deltas: whatever order causally unordered deltas come in, however often, replicas that have applied the same
 //! hold the same bytes, and read what the specification says.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use godwit_core::delta::{Delta, EncodedDelta};
 use godwit_core::digest;
@@ -11,7 +13,7 @@ use godwit_core::op::{Limits, Op, Write};
 use godwit_core::partition::{Partition, Received};
 use godwit_core::read;
 use godwit_core::rng::Rng;
-use godwit_core::store::{Batch, MemStore, Txn};
+use godwit_core::store::{Batch, Family, MemStore, StoreError, StoreRead, Txn, Visit};
 use godwit_core::time::{HlcClock, Wall};
 use godwit_sim::oracle::as_spec;
 use godwit_sim::spec::{Event, EventId, EventSet, History, Stamp};
@@ -50,8 +52,10 @@ impl Replica {
             let delta = Delta::decode(&encoded).unwrap();
             let hlc = delta.hlc;
             let mut batch = Batch::default();
-            let received =
-                self.partition.receive(&mut Txn::new(&self.store, &mut batch), delta, encoded).unwrap();
+            let received = self
+                .partition
+                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX)
+                .unwrap();
             assert_ne!(received, Received::Dropped);
             self.clock.observe(hlc, Wall(0));
             self.store.commit(batch);
@@ -191,4 +195,72 @@ fn what_is_accepted_can_be_read_by_peers() {
         outcomes.push(outcome.is_ok());
     }
     assert_eq!(outcomes, [true, true, false, true, false]);
+}
+
+/// A store that counts what is read.
+struct Counting<'s> {
+    store: &'s MemStore,
+    reads: Cell<usize>,
+}
+
+impl StoreRead for Counting<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.reads.set(self.reads.get() + 1);
+        self.store.get(family, key)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        self.reads.set(self.reads.get() + 1);
+        self.store.scan(family, from, to, &mut |key, value| -> ControlFlow<()> {
+            self.reads.set(self.reads.get() + 1);
+            visit(key, value)
+        })
+    }
+}
+
+/// The committer serves everybody: one client's largest commit must not cost more than its size.
+#[test]
+fn a_commit_reads_in_proportion_to_its_operations() {
+    let member = |i: usize| Member::new(format!("{i:06}")).unwrap();
+    let field = |i: usize| Field::new(format!("f{i:06}")).unwrap();
+    let set = || Field::new("s").unwrap();
+    let reads_of = |stored: Vec<Op>, ops: Vec<Op>| {
+        let Replica { mut store, mut partition, .. } = Replica::new(1);
+        let mut hlc = HlcClock::new(Default::default(), 0);
+        for chunk in stored.chunks(1) {
+            let mut batch = Batch::default();
+            let writes = [Write { record: record(), ops: chunk.to_vec() }];
+            let mut txn = Txn::new(&store, &mut batch);
+            partition.commit(&mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap();
+            store.commit(batch);
+        }
+        let counting = Counting { store: &store, reads: Cell::new(0) };
+        let mut batch = Batch::default();
+        let writes = [Write { record: record(), ops }];
+        let mut txn = Txn::new(&counting, &mut batch);
+        partition.commit(&mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap().unwrap();
+        counting.reads.get()
+    };
+    let members = |range: std::ops::Range<usize>| range.map(member).collect::<Vec<_>>();
+    let add = |range| Op::Add { field: set(), members: members(range) };
+    let remove = |range| Op::Remove { field: set(), members: members(range) };
+
+    // 10 members an operation, all there are, in order: each read has to pass by what was removed before.
+    let removes = |count: usize| {
+        reads_of(vec![add(0..count * 10)], (0..count).map(|i| remove(i * 10..i * 10 + 10)).collect())
+    };
+    // New fields: each is held against the limit on fields.
+    let value = Json::parse("1").unwrap();
+    let sets = |count: usize| {
+        reads_of(
+            vec![add(0..1)],
+            (0..count).map(|i| Op::Set { field: field(i), value: value.clone() }).collect(),
+        )
+    };
+    for (name, small, large) in [("removes", removes(50), removes(500)), ("sets", sets(90), sets(900))] {
+        assert!(large <= 11 * small, "{name}: ten times the operations read {large} instead of {small}");
+    }
+    // One member of a large set costs what one of a small set does.
+    let one_of = |count: usize| reads_of(vec![add(0..count)], vec![remove(3..4)]);
+    assert_eq!(one_of(10), one_of(10_000));
 }

@@ -1,12 +1,13 @@
 //! The protocol's machine at its edges: long logs, junk, foreign peers, stale data.
 
 use godwit_core::context::{Dot, VersionVector};
-use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::delta::{Clear, Delta, EncodedDelta, FieldDelta, Kill, RecordDelta};
 use godwit_core::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Op, Write};
 use godwit_core::read::Value;
 use godwit_core::rng::Rng;
+use godwit_core::row::FieldType;
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Hlc, Mono, Now, Wall};
 use godwit_proto::message::Hello;
@@ -25,12 +26,17 @@ fn incr() -> Vec<Op> {
 struct Bench {
     node: Node,
     store: MemStore,
+    now_us: u64,
 }
 
 const LINK: LinkId = LinkId(1);
 
 impl Bench {
     fn new() -> Self {
+        Self::tuned(Tuning::default())
+    }
+
+    fn tuned(tuning: Tuning) -> Self {
         let config = NodeConfig {
             cluster: "test".into(),
             node: "here".into(),
@@ -39,10 +45,10 @@ impl Bench {
             partitions: 4,
             limits: Limits::default(),
             max_clock_drift_ms: 1000,
-            tuning: Tuning::default(),
+            tuning,
         };
         let store = MemStore::default();
-        Self { node: Node::open(config, &store).unwrap(), store }
+        Self { node: Node::open(config, &store).unwrap(), store, now_us: 1 }
     }
 
     /// A node that is linked to a greeted peer, replica 2.
@@ -53,10 +59,22 @@ impl Bench {
         bench
     }
 
+    /// Microseconds pass, and what is due is done.
+    fn pass(&mut self, us: u64) -> Vec<Output> {
+        self.now_us += us;
+        let mut effects = Effects::default();
+        self.node.handle_timeout(self.now(), &self.store, &mut effects).unwrap();
+        self.store.commit(effects.batch);
+        effects.outputs
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: Mono(self.now_us), wall: Wall(1_000_000) }
+    }
+
     fn give(&mut self, input: Input) -> Result<Vec<Output>, StoreError> {
         let mut effects = Effects::default();
-        let now = Now { mono: Mono(1), wall: Wall(1_000_000) };
-        self.node.handle(now, input, &self.store, &mut effects)?;
+        self.node.handle(self.now(), input, &self.store, &mut effects)?;
         self.store.commit(effects.batch);
         Ok(effects.outputs)
     }
@@ -70,7 +88,11 @@ impl Bench {
     }
 
     fn commit(&mut self) -> Reply {
-        let writes = vec![Write { record: record("k"), ops: incr() }];
+        self.commit_to(&record("k"))
+    }
+
+    fn commit_to(&mut self, record: &RecordId) -> Reply {
+        let writes = vec![Write { record: record.clone(), ops: incr() }];
         let outputs = self.give(Input::Commit { request: RequestId(1), writes }).unwrap();
         outputs
             .into_iter()
@@ -87,6 +109,32 @@ fn hello() -> Message {
         replica: ReplicaId(2),
         partitions: 4,
     })
+}
+
+/// A record of a partition.
+fn record_in(partition: u16) -> RecordId {
+    let mut records = (0..).map(|i| record(&format!("k{i}")));
+    records.find(|record| record.partition(4) == PartitionId(partition)).unwrap()
+}
+
+/// The peer tells how many of this node's commits it has in a partition.
+fn has(partition: u16, counter: u64) -> Message {
+    let own = Dot { replica: ReplicaId(1), counter };
+    Message::Contexts {
+        complete: true,
+        contexts: vec![(PartitionId(partition), [own].into_iter().collect())],
+    }
+}
+
+/// The counters of deltas sent, by partition.
+fn pushed(outputs: &[Output]) -> Vec<(u16, u64)> {
+    let sent = outputs.iter().filter_map(|output| match output {
+        Output::Send { message: Message::Deltas { partition, deltas, .. }, .. } => {
+            Some((partition.0, deltas))
+        }
+        _ => None,
+    });
+    sent.flat_map(|(id, deltas)| deltas.iter().map(move |delta| (id, delta.dot().unwrap().counter))).collect()
 }
 
 fn closes(outputs: &[Output]) -> Option<&str> {
@@ -208,6 +256,131 @@ fn a_peer_that_claims_nonsense_costs_neither_memory_nor_the_node() {
     assert!(reason.expect("the link is closed").contains("more than 16384 replicas"));
     let mut bench = Bench::linked();
     assert!(closes(&bench.say(&claim(100..20_000)).unwrap()).unwrap().contains("too many replicas"));
+}
+
+#[test]
+fn what_is_lost_is_sent_again_however_busy_other_partitions_are() {
+    let mut bench = Bench::linked();
+    bench.say(&Message::Contexts { complete: true, contexts: Vec::new() }).unwrap();
+    // The push of this one is lost.
+    bench.commit_to(&record_in(0));
+    let mut resent = Vec::new();
+    for second in 1..=20 {
+        bench.commit_to(&record_in(1));
+        bench.say(&has(1, second)).unwrap();
+        let outputs = bench.pass(1_000_000);
+        resent.extend(pushed(&outputs).into_iter().filter(|(id, _)| *id == 0).map(|push| (second, push)));
+    }
+    // After five seconds each time, and nothing of the partition that is acknowledged.
+    assert_eq!(resent.first(), Some(&(5, (0, 1))));
+    assert!((2..=4).contains(&resent.len()), "{resent:?}");
+}
+
+#[test]
+fn a_backlog_of_one_partition_does_not_hold_up_the_others() {
+    let tuning = Tuning { window_bytes: 4096, chunk_bytes: 1024, ..Tuning::default() };
+    let mut bench = Bench::tuned(tuning);
+    for _ in 0..5_000 {
+        bench.commit_to(&record_in(0));
+    }
+    bench.commit_to(&record_in(3));
+    bench.give(Input::Up { peer: "there".into(), link: LINK }).unwrap();
+    bench.say(&hello()).unwrap();
+    let mut outputs = bench.say(&Message::Contexts { complete: true, contexts: Vec::new() }).unwrap();
+    let mut reached = 0;
+    for _ in 0..1_000 {
+        for (id, counter) in pushed(&outputs) {
+            if id == 3 {
+                assert!(reached < 100, "{reached} of the backlog went first");
+                return;
+            }
+            reached = counter;
+        }
+        outputs = bench.say(&has(0, reached)).unwrap();
+        outputs.extend(bench.pass(1_000));
+    }
+    panic!("the other partition's delta never went");
+}
+
+#[test]
+fn deltas_that_take_what_they_cannot_have_seen_are_refused() {
+    let home = record("k").partition(4);
+    let flag = |kills: Vec<Kill>, clear: Option<Clear>| {
+        let fields =
+            vec![FieldDelta { field: Field::new("f").unwrap(), ty: FieldType::FLAG, kills, rows: vec![] }];
+        Delta { records: vec![RecordDelta { record: record("k"), clear, fields }], ..delta(9, 1) }
+    };
+    let unseen = Dot { replica: ReplicaId(3), counter: 5 };
+    let kill = flag(vec![Kill { slot: vec![], dot: unseen }], None);
+    let clear = flag(vec![], Some(Clear { fields: None, seen: [unseen].into_iter().collect() }));
+    for bad in [kill, clear] {
+        let mut bench = Bench::linked();
+        let outputs = bench
+            .say(&Message::Deltas { partition: home, deltas: vec![bad.encode()], ends_want: false })
+            .unwrap();
+        assert!(closes(&outputs).unwrap().contains("cannot have seen"), "{outputs:?}");
+        assert_eq!(bench.store, MemStore::default());
+
+        // The same when it had to wait: it is forgotten, and nothing with it.
+        let mut bench = Bench::linked();
+        let waits = Delta { dot: Dot { replica: ReplicaId(9), counter: 2 }, ..bad };
+        for encoded in [waits.encode(), delta(9, 1).encode()] {
+            let outputs = bench
+                .say(&Message::Deltas { partition: home, deltas: vec![encoded], ends_want: false })
+                .unwrap();
+            assert_eq!(closes(&outputs), None);
+        }
+        assert_eq!(bench.node.context(home).get(ReplicaId(9)), 1);
+        assert_eq!(bench.node.status().pending_bytes, 0);
+    }
+}
+
+#[test]
+fn an_answer_comes_in_bounded_steps_and_to_its_end() {
+    let mut bench = Bench::linked();
+    let home = record("k").partition(4);
+    let theirs = Message::Deltas { partition: home, deltas: vec![real_delta()], ends_want: false };
+    bench.say(&theirs).unwrap();
+    for _ in 0..10_000 {
+        bench.commit();
+    }
+    // Somebody who has all but the very first entry of the log.
+    bench.give(Input::Up { peer: "third".into(), link: LinkId(2) }).unwrap();
+    let third =
+        |message: Message| Input::Frame { peer: "third".into(), link: LinkId(2), bytes: message.encode() };
+    let Message::Hello(hello) = hello() else { unreachable!() };
+    let hello = Hello { node: "third".into(), replica: ReplicaId(3), ..hello };
+    bench.give(third(Message::Hello(hello))).unwrap();
+    let context: VersionVector = [Dot { replica: ReplicaId(1), counter: 10_000 }].into_iter().collect();
+    let want = third(Message::Want { partition: home, context });
+    assert_eq!(bench.give(want.clone()).unwrap(), []);
+    let mut steps = 0;
+    let mut answered = Vec::new();
+    while bench.node.next_deadline().is_some_and(|at| at <= Mono(bench.now_us)) {
+        steps += 1;
+        // Asking again meanwhile does not begin it anew.
+        assert_eq!(bench.give(want.clone()).unwrap(), []);
+        answered.extend(bench.pass(0).into_iter().filter(|output| {
+            matches!(output, Output::Send { peer, message: Message::Deltas { .. }, .. } if peer == "third")
+        }));
+        assert!(steps < 100, "the answer does not end");
+    }
+    assert!(steps >= 3, "10,001 entries in {steps} steps");
+    let ends = |output: &Output| {
+        matches!(output, Output::Send { message: Message::Deltas { ends_want: true, .. }, .. })
+    };
+    assert_eq!(pushed(&answered), [(home.0, 1)]);
+    assert_eq!(answered.iter().filter(|output| ends(output)).count(), 1);
+}
+
+#[test]
+fn who_depends_on_commits_that_are_not_here_proves_that_the_data_is_stale() {
+    let mut bench = Bench::linked();
+    let stale =
+        Delta { deps: [Dot { replica: ReplicaId(1), counter: 7 }].into_iter().collect(), ..delta(9, 1) };
+    let message =
+        Message::Deltas { partition: PartitionId(0), deltas: vec![stale.encode()], ends_want: false };
+    assert!(bench.say(&message).unwrap_err().to_string().contains("empty data directory"));
 }
 
 #[test]

@@ -138,6 +138,12 @@ impl Delta {
         if self.deps.get(self.dot.replica) != 0 {
             return Err(malformed("a delta depends on its own replica by its counter, not by name"));
         }
+        let cleared = self.records.iter().filter_map(|record| record.clear.as_ref()?.fields.as_ref());
+        for fields in cleared {
+            if !fields.is_sorted_by(|a, b| a < b) {
+                return Err(malformed("a clear names its fields in order, each once"));
+            }
+        }
         for field in self.records.iter().flat_map(|record| &record.fields) {
             for kill in &field.kills {
                 check_slot(field.ty, &kill.slot)?;

@@ -84,9 +84,9 @@ pub struct Limits {
     pub value_bytes_max: usize,
     /// The most fields of one record.
     pub fields_max: usize,
-    /// The most operations of one commit.
+    /// The most operations on one record in one commit.
     pub ops_max: usize,
-    /// The most members named by one commit.
+    /// The most members of one record named by one commit.
     pub members_max: usize,
 }
 
@@ -151,8 +151,11 @@ pub enum Reason {
         /// The limit.
         max: usize,
     },
-    /// More bytes, or more parts, than one delta may have.
-    #[error("the commit makes {found} bytes of changes, too many parts or more than {max} bytes: split it")]
+    /// More rows and removals than one delta may have.
+    #[error("the commit changes more than one delta can carry: split it")]
+    TooManyParts,
+    /// More bytes than one delta may have.
+    #[error("the commit makes {found} bytes of changes, at most {max} are allowed: split it")]
     TooLarge {
         /// Bytes found.
         found: usize,

@@ -10,12 +10,14 @@
 //! - *Rows are a function of the deltas applied.* A row is put by its origin's delta, in the order of that
 //!   origin's counters; a kill or clear takes only dots in its past, which are applied before it. So deltas
 //!   that did not see each other commute, and equal contexts mean equal rows, byte for byte.
-//! - *Bounded waiting.* Deltas that wait are held up to [`PENDING_BYTES_MAX`] a partition; beyond it they are
-//!   dropped, to be sent again. A delta that can be applied is never dropped, so the least missing one in
-//!   causal order always makes progress.
+//! - *Nothing from the future.* A delta whose kills or clears name dots that its dependencies do not cover is refused:
+//!   its origin cannot have seen them, and what it would remove depended on the order of arrival.
+//! - *Bounded waiting.* Deltas that wait are held as long as there is room; beyond it they are dropped, to be sent
+//!   again. A delta that can be applied is never dropped, so the least missing one in causal order always makes
+//!   progress.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use bincode::{Decode, Encode};
 
@@ -30,12 +32,13 @@ use crate::row::RowValue;
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
-/// The most bytes of deltas that wait for others, a partition.
-pub const PENDING_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// What a delta that waits costs beyond its bytes.
+const PENDING_OVERHEAD_BYTES: usize = 256;
 /// A delta of at most this size is taken to be readable by peers without trying.
 const DELTA_BYTES_TRUSTED: usize = 256 * 1024;
 
-/// The context is written into the log after every so many entries.
+/// The context is written into the log after every so many entries, unless the partition was begun with another
+/// number. Fixed for the life of a data directory.
 pub const CHECKPOINT_ENTRIES: u64 = 1024;
 
 const META_VERSION: u8 = 1;
@@ -43,10 +46,11 @@ const CHECKPOINT_VERSION: u8 = 1;
 const KEY_MARK: &[u8] = &[1];
 
 /// The durable state of a partition besides rows and log.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 struct PartitionMeta {
     context: VersionVector,
     log_last: u64,
+    checkpoint_entries: u64,
 }
 
 /// The machine of one partition.
@@ -57,8 +61,15 @@ pub struct Partition {
     meta: PartitionMeta,
     /// Entries of the context that changed since the last own delta: the next one's dependencies.
     news: VersionVector,
-    pending: BTreeMap<Dot, (Delta, EncodedDelta)>,
+    pending: BTreeMap<Dot, Pending>,
     pending_bytes: usize,
+}
+
+/// A delta that waits: decoded again when its time comes, since the decoded form is many times larger.
+#[derive(Debug)]
+struct Pending {
+    deps: VersionVector,
+    encoded: EncodedDelta,
 }
 
 /// A delta that was applied.
@@ -85,13 +96,30 @@ pub enum Received {
     Waits,
     /// It would have to wait and there is no room: it must be sent again.
     Dropped,
+    /// No correct node makes such a delta.
+    Refused(CodecError),
 }
 
 impl Partition {
     /// Reads the partition's state. Dependencies of its next own delta are then all that it has: a superset
     /// of what changed since the last one.
     pub fn open(store: &impl StoreRead, id: PartitionId, replica: ReplicaId) -> Result<Self, StoreError> {
-        let meta = read_meta(store, id)?;
+        Self::open_with(store, id, replica, CHECKPOINT_ENTRIES)
+    }
+
+    /// The same, with the interval of checkpoints (at least 1) that a partition without entries is to have.
+    pub fn open_with(
+        store: &impl StoreRead,
+        id: PartitionId,
+        replica: ReplicaId,
+        checkpoint_entries: u64,
+    ) -> Result<Self, StoreError> {
+        let begun = read_meta(store, id)?;
+        let meta = begun.unwrap_or(PartitionMeta {
+            context: VersionVector::new(),
+            log_last: 0,
+            checkpoint_entries: checkpoint_entries.max(1),
+        });
         let mut news = meta.context.clone();
         news.remove(replica);
         Ok(Self { id, replica, meta, news, pending: BTreeMap::new(), pending_bytes: 0 })
@@ -115,6 +143,27 @@ impl Partition {
     /// Bytes of deltas that wait for others.
     pub fn pending_bytes(&self) -> usize {
         self.pending_bytes
+    }
+
+    /// An index before which every entry is covered: the first entry after the last checkpoint whose context satisfies
+    /// the condition, which must hold for a prefix of the log. A binary search; nothing is remembered.
+    pub fn log_position(
+        &self,
+        store: &impl StoreRead,
+        covered: impl Fn(&VersionVector) -> bool,
+    ) -> Result<u64, StoreError> {
+        let every = self.meta.checkpoint_entries;
+        let (mut below, mut above) = (0, self.meta.log_last / every + 1);
+        while above - below > 1 {
+            let middle = below.midpoint(above);
+            let bytes = store.get(Family::Log, &keys::log_checkpoint(self.id, middle * every))?;
+            let bytes = bytes
+                .ok_or_else(|| StoreError::Inconsistent(format!("log checkpoint {middle} is missing")))?;
+            let context =
+                codec::decode(CHECKPOINT_VERSION, &bytes).map_err(StoreError::damaged("log checkpoint"))?;
+            if covered(&context) { below = middle } else { above = middle }
+        }
+        Ok(below * every + 1)
     }
 
     /// Commits a client's writes, all of them records of this partition, atomically. `stamp` is asked for a
@@ -148,73 +197,98 @@ impl Partition {
         // What is accepted here must be readable everywhere. A small delta always is: the limits of decoding are
         // some fifty times larger, which is more than memory of any part can exceed its bytes.
         if found > DELTA_BYTES_TRUSTED && Delta::decode(&encoded).is_err() {
-            let reason = Reason::TooLarge { found, max: MAX_DELTA_BYTES };
+            let reason = match found > MAX_DELTA_BYTES {
+                true => Reason::TooLarge { found, max: MAX_DELTA_BYTES },
+                false => Reason::TooManyParts,
+            };
             return Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } });
         }
         self.news = VersionVector::new();
         Ok(Some(self.apply(txn, &delta, encoded)?))
     }
 
-    /// Takes a peer's delta, already decoded and checked.
+    /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait.
     pub fn receive<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         delta: Delta,
         encoded: EncodedDelta,
+        room: usize,
     ) -> Result<Received, StoreError> {
         if self.meta.context.covers(delta.dot) {
             return Ok(Received::Duplicate);
         }
-        if !self.is_applicable(&delta) {
-            return Ok(self.wait(delta, encoded));
+        if !self.is_applicable(delta.dot, &delta.deps) {
+            return Ok(self.wait(delta, encoded, room));
         }
+        if let Err(error) = self.check_past(&delta) {
+            return Ok(Received::Refused(error));
+        }
+        self.take_pending(delta.dot);
         let mut applied = vec![self.apply_remote(txn, &delta, encoded)?];
-        // Each round applies at least one, so this ends with what is pending.
+        // Each round takes at least one out, so this ends with what is pending.
         while let Some(next) = self.next_applicable() {
-            let (delta, encoded) = self.take_pending(next);
-            applied.push(self.apply_remote(txn, &delta, encoded)?);
+            let Some(pending) = self.take_pending(next) else { break };
+            let delta =
+                Delta::decode(&pending.encoded).and_then(|delta| self.check_past(&delta).map(|()| delta));
+            // What is refused now is forgotten; when it comes again, its sender is told.
+            if let Ok(delta) = delta {
+                applied.push(self.apply_remote(txn, &delta, pending.encoded)?);
+            }
         }
         Ok(Received::Applied(applied))
     }
 
-    fn is_applicable(&self, delta: &Delta) -> bool {
+    fn is_applicable(&self, dot: Dot, deps: &VersionVector) -> bool {
         let context = &self.meta.context;
-        delta.dot.counter == context.get(delta.dot.replica) + 1 && context.covers_all(&delta.deps)
+        dot.counter.checked_sub(1) == Some(context.get(dot.replica)) && context.covers_all(deps)
     }
 
+    /// Refuses a delta, next to be applied, that takes what its origin cannot have seen.
+    fn check_past(&self, delta: &Delta) -> Result<(), CodecError> {
+        let context = &self.meta.context;
+        let mut kills = delta.records.iter().flat_map(|record| &record.fields).flat_map(|field| &field.kills);
+        let mut clears = delta.records.iter().filter_map(|record| record.clear.as_ref());
+        if kills.all(|kill| context.covers(kill.dot)) && clears.all(|clear| context.covers_all(&clear.seen)) {
+            return Ok(());
+        }
+        Err(CodecError::Malformed(format!("delta {} takes what it cannot have seen", delta.dot)))
+    }
+
+    /// Only the next of each origin can be applicable.
     fn next_applicable(&self) -> Option<Dot> {
-        // Only the next of each origin can be applicable.
-        self.meta_heads()
-            .find(|dot| self.pending.get(dot).is_some_and(|(delta, _)| self.is_applicable(delta)))
+        let mut after = Bound::Unbounded;
+        while let Some((first, _)) = self.pending.range((after, Bound::Unbounded)).next() {
+            let replica = first.replica;
+            let reached = self.meta.context.get(replica);
+            let next = reached.checked_add(1).map(|counter| Dot { replica, counter });
+            if let Some(next) = next
+                && self.pending.get(&next).is_some_and(|pending| self.is_applicable(next, &pending.deps))
+            {
+                return Some(next);
+            }
+            after = Bound::Excluded(Dot { replica, counter: u64::MAX });
+        }
+        None
     }
 
-    fn meta_heads(&self) -> impl Iterator<Item = Dot> + '_ {
-        let mut last = None;
-        let origins = self.pending.keys().map(|dot| dot.replica).filter(move |&replica| {
-            let new = last != Some(replica);
-            last = Some(replica);
-            new
-        });
-        origins.map(|replica| Dot { replica, counter: self.meta.context.get(replica) + 1 })
-    }
-
-    fn wait(&mut self, delta: Delta, encoded: EncodedDelta) -> Received {
-        let size = encoded.as_bytes().len();
+    fn wait(&mut self, delta: Delta, encoded: EncodedDelta, room: usize) -> Received {
         if self.pending.contains_key(&delta.dot) {
             return Received::Waits;
         }
-        if self.pending_bytes + size > PENDING_BYTES_MAX {
+        let pending = Pending { deps: delta.deps, encoded };
+        if pending.bytes() > room {
             return Received::Dropped;
         }
-        self.pending_bytes += size;
-        self.pending.insert(delta.dot, (delta, encoded));
+        self.pending_bytes += pending.bytes();
+        self.pending.insert(delta.dot, pending);
         Received::Waits
     }
 
-    fn take_pending(&mut self, dot: Dot) -> (Delta, EncodedDelta) {
-        let taken = self.pending.remove(&dot).expect("the dot was just found among the pending");
-        self.pending_bytes -= taken.1.as_bytes().len();
-        taken
+    fn take_pending(&mut self, dot: Dot) -> Option<Pending> {
+        let taken = self.pending.remove(&dot)?;
+        self.pending_bytes -= taken.bytes();
+        Some(taken)
     }
 
     fn apply_remote<S: StoreRead>(
@@ -234,7 +308,11 @@ impl Partition {
         delta: &Delta,
         encoded: EncodedDelta,
     ) -> Result<Applied, StoreError> {
-        assert!(self.is_applicable(delta), "deltas are applied in causal order: {} is not next", delta.dot);
+        assert!(
+            self.is_applicable(delta.dot, &delta.deps),
+            "deltas are applied in causal order: {} is not next",
+            delta.dot
+        );
         for record in &delta.records {
             apply_record(txn, self.id, record, delta.dot, delta.hlc)?;
         }
@@ -242,12 +320,18 @@ impl Partition {
         self.meta.log_last += 1;
         let index = self.meta.log_last;
         txn.put(Family::Log, keys::log_entry(self.id, index), encoded.as_bytes().to_vec());
-        if index.is_multiple_of(CHECKPOINT_ENTRIES) {
+        if index.is_multiple_of(self.meta.checkpoint_entries) {
             let context = codec::encode(CHECKPOINT_VERSION, &self.meta.context);
             txn.put(Family::Log, keys::log_checkpoint(self.id, index), context);
         }
         txn.put(Family::Meta, keys::partition_meta(self.id), codec::encode(META_VERSION, &self.meta));
         Ok(Applied { index, dot: delta.dot, hlc: delta.hlc, encoded })
+    }
+}
+
+impl Pending {
+    fn bytes(&self) -> usize {
+        self.encoded.as_bytes().len() + self.deps.len() * size_of::<Dot>() + PENDING_OVERHEAD_BYTES
     }
 }
 
@@ -284,7 +368,7 @@ pub enum CommitError {
 
 /// The context that a partition has durably reached, as a reader of the store sees it.
 pub fn stored_context(store: &impl StoreRead, id: PartitionId) -> Result<VersionVector, StoreError> {
-    Ok(read_meta(store, id)?.context)
+    Ok(read_meta(store, id)?.map(|meta| meta.context).unwrap_or_default())
 }
 
 /// A log entry found by [`read_log`].
@@ -321,33 +405,14 @@ pub fn read_log(
     outcome
 }
 
-/// An index before which every entry is covered: the first entry after the last checkpoint whose context
-/// satisfies the condition, which must hold for a prefix of the log. A binary search, nothing is remembered.
-pub fn log_position(
-    store: &impl StoreRead,
-    id: PartitionId,
-    log_last: u64,
-    covered: impl Fn(&VersionVector) -> bool,
-) -> Result<u64, StoreError> {
-    let (mut below, mut above) = (0, log_last / CHECKPOINT_ENTRIES + 1);
-    while above - below > 1 {
-        let middle = below.midpoint(above);
-        let key = keys::log_checkpoint(id, middle * CHECKPOINT_ENTRIES);
-        let bytes = store.get(Family::Log, &key)?;
-        let bytes =
-            bytes.ok_or_else(|| StoreError::Inconsistent(format!("log checkpoint {middle} is missing")))?;
-        let context =
-            codec::decode(CHECKPOINT_VERSION, &bytes).map_err(StoreError::damaged("log checkpoint"))?;
-        if covered(&context) { below = middle } else { above = middle }
+fn read_meta(store: &impl StoreRead, id: PartitionId) -> Result<Option<PartitionMeta>, StoreError> {
+    let Some(bytes) = store.get(Family::Meta, &keys::partition_meta(id))? else { return Ok(None) };
+    let meta: PartitionMeta =
+        codec::decode(META_VERSION, &bytes).map_err(StoreError::damaged("meta: partition"))?;
+    if meta.checkpoint_entries == 0 {
+        return Err(StoreError::Inconsistent(format!("partition {id} has no interval of checkpoints")));
     }
-    Ok(below * CHECKPOINT_ENTRIES + 1)
-}
-
-fn read_meta(store: &impl StoreRead, id: PartitionId) -> Result<PartitionMeta, StoreError> {
-    match store.get(Family::Meta, &keys::partition_meta(id))? {
-        Some(bytes) => codec::decode(META_VERSION, &bytes).map_err(StoreError::damaged("meta: partition")),
-        None => Ok(PartitionMeta::default()),
-    }
+    Ok(Some(meta))
 }
 
 fn apply_record<S: StoreRead>(

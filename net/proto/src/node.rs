@@ -11,14 +11,14 @@
 
 use std::collections::BTreeMap;
 
-use godwit_core::codec;
+use godwit_core::codec::{self, CodecError};
 use godwit_core::context::{Dot, VersionVector};
-use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::delta::{Delta, EncodedDelta, RecordDelta};
 use godwit_core::ids::{MAX_PARTITIONS, PartitionId, ReplicaId};
 use godwit_core::keys;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Write};
-use godwit_core::partition::{Applied, CommitError, Partition, Received};
+use godwit_core::partition::{Applied, CHECKPOINT_ENTRIES, CommitError, Partition, Received};
 use godwit_core::store::{Batch, Family, StoreError, StoreRead, Txn};
 use godwit_core::time::{Hlc, HlcClock, Mono, Now};
 
@@ -71,6 +71,10 @@ pub struct Tuning {
     pub relay_retry_us: u64,
     /// Bytes of deltas in one answer.
     pub relay_bytes: usize,
+    /// Bytes of deltas that may wait for others that they depend on, over all partitions.
+    pub pending_bytes_max: usize,
+    /// The interval of checkpoints in the logs of new data directories.
+    pub checkpoint_entries: u64,
 }
 
 impl Default for Tuning {
@@ -85,6 +89,8 @@ impl Default for Tuning {
             relay_wait_cut_us: 50_000,
             relay_retry_us: 2_000_000,
             relay_bytes: 1024 * 1024,
+            pending_bytes_max: 64 * 1024 * 1024,
+            checkpoint_entries: CHECKPOINT_ENTRIES,
         }
     }
 }
@@ -209,6 +215,8 @@ pub struct Node {
     pub(crate) partitions: Vec<Partition>,
     pub(crate) peers: BTreeMap<String, Peer>,
     pub(crate) relay: Relay,
+    /// Bytes of deltas that wait, over all partitions.
+    pub(crate) pending_bytes: usize,
     clock: HlcClock,
 }
 
@@ -227,7 +235,9 @@ impl Node {
     pub fn open(config: NodeConfig, store: &impl StoreRead) -> Result<Self, StoreError> {
         assert!((1..=MAX_PARTITIONS).contains(&config.partitions), "1 to {MAX_PARTITIONS} partitions");
         let partitions = (0..config.partitions)
-            .map(|id| Partition::open(store, PartitionId(id), config.replica))
+            .map(|id| {
+                Partition::open_with(store, PartitionId(id), config.replica, config.tuning.checkpoint_entries)
+            })
             .collect::<Result<_, _>>()?;
         let last = match store.get(Family::Meta, keys::CLOCK)? {
             Some(bytes) => {
@@ -236,7 +246,14 @@ impl Node {
             None => Hlc::default(),
         };
         let clock = HlcClock::new(last, config.max_clock_drift_ms);
-        Ok(Self { config, partitions, peers: BTreeMap::new(), relay: Relay::default(), clock })
+        Ok(Self {
+            config,
+            partitions,
+            peers: BTreeMap::new(),
+            relay: Relay::default(),
+            pending_bytes: 0,
+            clock,
+        })
     }
 
     /// The node's settings.
@@ -286,31 +303,54 @@ impl Node {
         deltas: Vec<EncodedDelta>,
     ) -> Result<Result<(), String>, StoreError> {
         let mut applied_any = false;
+        let mut outcome = Ok(());
         for encoded in deltas {
-            let delta = match Delta::decode(&encoded) {
-                Ok(delta) => delta,
-                Err(error) => return Ok(Err(format!("a delta of partition {id} is refused: {error}"))),
-            };
-            let home =
-                |record: &godwit_core::delta::RecordDelta| record.record.partition(self.config.partitions);
-            if delta.records.iter().any(|record| home(record) != id) {
-                return Ok(Err(format!("delta {} does not belong to partition {id}", delta.dot)));
-            }
-            self.check_own(id, delta.dot)?;
-            let partition = &mut self.partitions[usize::from(id.0)];
-            match partition.receive(&mut step.txn, delta, encoded)? {
-                Received::Applied(all) => {
-                    applied_any = true;
-                    all.iter().for_each(|applied| self.applied_remote(step, id, applied));
-                }
-                Received::Dropped => step.outputs.push(Output::Alarm(Alarm::PendingFull { partition: id })),
-                Received::Duplicate | Received::Waits => {}
+            outcome = self.receive_one(step, id, encoded, &mut applied_any)?;
+            if outcome.is_err() {
+                break;
             }
         }
         if applied_any {
             self.write_clock(step);
             self.context_changed(step.now.mono, id);
             self.review_relay(step.now.mono, id);
+        }
+        Ok(outcome)
+    }
+
+    fn receive_one<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        id: PartitionId,
+        encoded: EncodedDelta,
+        applied_any: &mut bool,
+    ) -> Result<Result<(), String>, StoreError> {
+        let refused = |error: CodecError| Ok(Err(format!("a delta of partition {id} is refused: {error}")));
+        let delta = match Delta::decode(&encoded) {
+            Ok(delta) => delta,
+            Err(error) => return refused(error),
+        };
+        let home = |record: &RecordDelta| record.record.partition(self.config.partitions);
+        if delta.records.iter().any(|record| home(record) != id) {
+            return Ok(Err(format!("delta {} does not belong to partition {id}", delta.dot)));
+        }
+        // Who has seen a commit of this replica proves that it was made.
+        let own = self.config.replica;
+        self.check_own(id, delta.dot)?;
+        self.check_own(id, Dot { replica: own, counter: delta.deps.get(own) })?;
+        let room = self.config.tuning.pending_bytes_max.saturating_sub(self.pending_bytes);
+        let partition = &mut self.partitions[usize::from(id.0)];
+        let before = partition.pending_bytes();
+        let received = partition.receive(&mut step.txn, delta, encoded, room)?;
+        self.pending_bytes = self.pending_bytes + partition.pending_bytes() - before;
+        match received {
+            Received::Applied(all) => {
+                *applied_any = true;
+                all.iter().for_each(|applied| self.applied_remote(step, id, applied));
+            }
+            Received::Dropped => step.outputs.push(Output::Alarm(Alarm::PendingFull { partition: id })),
+            Received::Refused(error) => return refused(error),
+            Received::Duplicate | Received::Waits => {}
         }
         Ok(Ok(()))
     }
@@ -386,6 +426,7 @@ impl Machine for Node {
         self.tell_contexts_due(&mut step);
         self.push_due(&mut step)?;
         self.relay_due(&mut step);
+        self.answers_due(&mut step)?;
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ use godwit_core::time::Mono;
 use crate::message::{Hello, Message};
 use crate::node::{LinkId, Node, Step};
 use crate::push::Push;
+use crate::relay::Answer;
 
 /// The most bytes of a reason that a peer gives, kept for the log.
 const REASON_BYTES_MAX: usize = 300;
@@ -46,13 +47,20 @@ pub(crate) struct Session {
     /// When to tell all contexts.
     pub(crate) tell_all_at: Mono,
     pub(crate) push: Push,
+    /// Requests for others' deltas that are being answered.
+    pub(crate) answers: BTreeMap<PartitionId, Answer>,
+    /// When to go on with them.
+    pub(crate) answer_at: Option<Mono>,
+    /// The partition whose turn it is then.
+    pub(crate) answer_turn: PartitionId,
 }
 
 impl Peer {
     /// The earliest moment at which something is to be done for the peer.
     pub(crate) fn next_deadline(&self) -> Option<Mono> {
         let session = self.session.as_ref()?;
-        let deadlines = [Some(session.tell_all_at), session.tell_at, session.push.deadline()];
+        let deadlines =
+            [Some(session.tell_all_at), session.tell_at, session.push.deadline(), session.answer_at];
         deadlines.into_iter().flatten().min()
     }
 
@@ -84,7 +92,10 @@ impl Node {
             untold: BTreeSet::new(),
             tell_at: None,
             tell_all_at: now,
-            push: Push::new(now),
+            push: Push::new(),
+            answers: BTreeMap::new(),
+            answer_at: None,
+            answer_turn: PartitionId(0),
         });
         self.greet(step, &name, link);
         self.tell_all_contexts(step, &name);
@@ -169,7 +180,7 @@ impl Node {
                     self.want_answered(step.now.mono, name, partition);
                 }
             }
-            Message::Want { partition, context } => self.serve_want(step, name, partition, &context)?,
+            Message::Want { partition, context } => self.serve_want(step, name, partition, context)?,
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
         Ok(Ok(()))

@@ -6,8 +6,9 @@
 //! acknowledged ([`crate::Tuning::window_bytes`]). So a slow or dead peer costs a place, never memory.
 //!
 //! What the peer tells of its context is the acknowledgement: it has durably applied this node's deltas up to there.
-//! If it acknowledges nothing for [`crate::Tuning::resend_after_us`] though something is in flight, every stream with
-//! something in flight goes back to what is acknowledged: messages may be lost, or dropped by a peer without room.
+//! A stream of which nothing is acknowledged for [`crate::Tuning::resend_after_us`] though something is in flight goes
+//! back to what is acknowledged: messages may be lost, or dropped by a peer without room. Streams take turns, a message
+//! each, so that a long backlog of one partition does not hold up the others.
 //!
 //! The place of a peer that is behind is found from the contexts that the log carries: nothing is remembered about
 //! peers between links.
@@ -27,7 +28,9 @@ use crate::node::{Node, Step};
 /// The least that a delta counts for in the window, so that the list of what is in flight is bounded too.
 const DELTA_BYTES_LEAST: usize = 128;
 /// Log entries looked at for one message: bounds a step where most entries are others'.
-const CHUNK_ENTRIES_MAX: usize = 4096;
+pub(crate) const CHUNK_ENTRIES_MAX: usize = 4096;
+/// Bytes of log entries, others' too, looked at for one message, the last entry excepted.
+pub(crate) const CHUNK_READ_BYTES_MAX: usize = 1024 * 1024;
 /// Messages read from the log in one step: bounds how long clients wait for a peer's catching up.
 const STEP_CHUNKS_MAX: usize = 4;
 
@@ -36,12 +39,11 @@ const STEP_CHUNKS_MAX: usize = 4;
 pub(crate) struct Push {
     streams: BTreeMap<PartitionId, Stream>,
     in_flight_bytes: usize,
-    /// When the peer last acknowledged something, or there was nothing to acknowledge.
-    progress_at: Mono,
+    /// The earliest moment at which a stream may have to go back.
     resend_at: Option<Mono>,
     /// Set while a stream is behind and the window has room.
     pump_at: Option<Mono>,
-    /// The partition after which the next pump begins, so that all get their turn.
+    /// The partition whose turn it is.
     turn: PartitionId,
 }
 
@@ -53,14 +55,15 @@ struct Stream {
     sent: u64,
     /// Counters and sizes of what is sent and not acknowledged.
     in_flight: VecDeque<(u64, usize)>,
+    /// When something was last acknowledged, or the first of what is in flight was sent.
+    progress_at: Mono,
 }
 
 impl Push {
-    pub(crate) fn new(now: Mono) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             streams: BTreeMap::new(),
             in_flight_bytes: 0,
-            progress_at: now,
             resend_at: None,
             pump_at: None,
             turn: PartitionId(0),
@@ -76,14 +79,36 @@ impl Push {
         self.in_flight_bytes
     }
 
-    fn sent(&mut self, id: PartitionId, counter: u64, size: usize, resend_at: Mono) {
+    fn sent(&mut self, id: PartitionId, counter: u64, size: usize, now: Mono, resend_after_us: u64) {
         let size = size.max(DELTA_BYTES_LEAST);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.sent = counter;
+            if stream.in_flight.is_empty() {
+                stream.progress_at = now;
+            }
             stream.in_flight.push_back((counter, size));
             self.in_flight_bytes += size;
-            self.resend_at.get_or_insert(resend_at);
+            self.resend_at.get_or_insert(now.plus_us(resend_after_us));
         }
+    }
+
+    /// Forgets the streams that wait for acknowledgement for too long: they are found anew from what is acknowledged.
+    /// Tells whether there were any.
+    fn go_back(&mut self, now: Mono, resend_after_us: u64) -> bool {
+        if self.resend_at.is_none_or(|at| at > now) {
+            return false;
+        }
+        let before = self.streams.len();
+        self.streams.retain(|_, stream| {
+            let late = !stream.in_flight.is_empty() && stream.progress_at.plus_us(resend_after_us) <= now;
+            if late {
+                self.in_flight_bytes -= stream.in_flight.iter().map(|(_, size)| size).sum::<usize>();
+            }
+            !late
+        });
+        let waiting = self.streams.values().filter(|stream| !stream.in_flight.is_empty());
+        self.resend_at = waiting.map(|stream| stream.progress_at.plus_us(resend_after_us)).min();
+        self.streams.len() < before
     }
 }
 
@@ -100,8 +125,12 @@ impl Node {
         for (name, peer) in &mut self.peers {
             let Some(session) = peer.session.as_mut().filter(|session| session.synced) else { continue };
             let push = &mut session.push;
-            let fresh =
-                Stream { next: applied.index, sent: applied.dot.counter - 1, in_flight: VecDeque::new() };
+            let fresh = Stream {
+                next: applied.index,
+                sent: applied.dot.counter - 1,
+                in_flight: VecDeque::new(),
+                progress_at: step.now.mono,
+            };
             // An empty log and an empty context need no looking up.
             let stream = match push.streams.entry(id) {
                 std::collections::btree_map::Entry::Occupied(stream) => stream.into_mut(),
@@ -118,11 +147,8 @@ impl Node {
             }
             stream.next = applied.index + 1;
             if own {
-                if push.in_flight_bytes == 0 {
-                    push.progress_at = step.now.mono;
-                }
-                let resend_at = step.now.mono.plus_us(resend_after);
-                push.sent(id, applied.dot.counter, applied.encoded.as_bytes().len(), resend_at);
+                let size = applied.encoded.as_bytes().len();
+                push.sent(id, applied.dot.counter, size, step.now.mono, resend_after);
                 let deltas = vec![applied.encoded.clone()];
                 step.outputs.push(crate::Output::Send {
                     peer: name.clone(),
@@ -143,30 +169,21 @@ impl Node {
         let Some(stream) = push.streams.get_mut(&id) else { return };
         while let Some((_, size)) = stream.in_flight.pop_front_if(|(counter, _)| *counter <= acknowledged) {
             push.in_flight_bytes -= size;
-            push.progress_at = now;
+            stream.progress_at = now;
         }
         stream.sent = stream.sent.max(acknowledged);
-        push.resend_at =
-            (push.in_flight_bytes > 0).then(|| push.progress_at.plus_us(self.config.tuning.resend_after_us));
     }
 
     /// Goes on with peers that are behind, and back where nothing was acknowledged for too long.
     pub(crate) fn push_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
-        let now = step.now.mono;
+        let (now, resend_after) = (step.now.mono, self.config.tuning.resend_after_us);
         let names: Vec<String> = self.peers.keys().cloned().collect();
         for name in names {
             let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut()) else {
                 continue;
             };
             let push = &mut session.push;
-            let resend = push.resend_at.is_some_and(|at| at <= now);
-            if resend {
-                // Streams are found anew from what is acknowledged.
-                push.streams.retain(|_, stream| stream.in_flight.is_empty());
-                push.in_flight_bytes = 0;
-                push.resend_at = None;
-            }
-            if resend || push.pump_at.is_some_and(|at| at <= now) {
+            if push.go_back(now, resend_after) || push.pump_at.is_some_and(|at| at <= now) {
                 self.pump(step, &name)?;
             }
         }
@@ -179,31 +196,34 @@ impl Node {
         step: &mut Step<'_, S>,
         name: &str,
     ) -> Result<(), StoreError> {
-        let count = self.config.partitions;
+        let (count, window) = (self.config.partitions, self.config.tuning.window_bytes);
         let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
         let Some(session) = peer.session.as_mut().filter(|session| session.synced) else { return Ok(()) };
         session.push.pump_at = None;
-        let turn = session.push.turn;
-        let mut chunks = 0;
-        for offset in 0..count {
-            let id = PartitionId((turn.0 + offset) % count);
-            while self.is_behind(step, name, id)? {
+        let mut id = session.push.turn;
+        let (mut chunks, mut up_to_date) = (0, 0);
+        while up_to_date < count {
+            if self.is_behind(step, name, id)? {
                 let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
                     return Ok(());
                 };
                 let push = &mut session.push;
-                if push.in_flight_bytes >= self.config.tuning.window_bytes {
+                push.turn = id;
+                if push.in_flight_bytes >= window {
                     // Acknowledgements will wake it.
                     return Ok(());
                 }
                 if chunks == STEP_CHUNKS_MAX {
                     push.pump_at = Some(step.now.mono);
-                    push.turn = id;
                     return Ok(());
                 }
-                chunks += 1;
                 self.push_chunk(step, name, id)?;
+                chunks += 1;
+                up_to_date = 0;
+            } else {
+                up_to_date += 1;
             }
+            id = PartitionId((id.0 + 1) % count);
         }
         Ok(())
     }
@@ -227,9 +247,11 @@ impl Node {
         let next = if acknowledged >= own_counter {
             log_last + 1
         } else {
-            partition::log_position(&step.txn, id, log_last, |context| context.get(own) <= acknowledged)?
+            partition.log_position(&step.txn, |context| context.get(own) <= acknowledged)?
         };
-        session.push.streams.insert(id, Stream { next, sent: acknowledged, in_flight: VecDeque::new() });
+        let stream =
+            Stream { next, sent: acknowledged, in_flight: VecDeque::new(), progress_at: step.now.mono };
+        session.push.streams.insert(id, stream);
         Ok(next <= log_last)
     }
 
@@ -240,7 +262,7 @@ impl Node {
         id: PartitionId,
     ) -> Result<(), StoreError> {
         let (own, chunk_bytes) = (self.config.replica, self.config.tuning.chunk_bytes);
-        let resend_at = step.now.mono.plus_us(self.config.tuning.resend_after_us);
+        let resend_after = self.config.tuning.resend_after_us;
         let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
             return Ok(());
         };
@@ -248,7 +270,7 @@ impl Node {
         let Some(stream) = push.streams.get_mut(&id) else { return Ok(()) };
         let (mut next, sent) = (stream.next, stream.sent);
         let mut found: Vec<(u64, EncodedDelta)> = Vec::new();
-        let (mut bytes, mut looked_at) = (0, 0);
+        let (mut bytes, mut bytes_read, mut looked_at) = (0, 0, 0);
         partition::read_log(&step.txn, id, next, |entry| {
             let wanted = entry.dot.replica == own && entry.dot.counter > sent;
             let size = entry.encoded.as_bytes().len();
@@ -257,11 +279,13 @@ impl Node {
             }
             next = entry.index + 1;
             looked_at += 1;
+            bytes_read += size;
             if wanted {
                 bytes += size;
                 found.push((entry.dot.counter, entry.encoded));
             }
-            if looked_at == CHUNK_ENTRIES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            let enough = looked_at == CHUNK_ENTRIES_MAX || bytes_read >= CHUNK_READ_BYTES_MAX;
+            if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         if looked_at == 0 {
             let place = stream.next;
@@ -271,11 +295,8 @@ impl Node {
         if found.is_empty() {
             return Ok(());
         }
-        if push.in_flight_bytes == 0 {
-            push.progress_at = step.now.mono;
-        }
         for (counter, delta) in &found {
-            push.sent(id, *counter, delta.as_bytes().len(), resend_at);
+            push.sent(id, *counter, delta.as_bytes().len(), step.now.mono, resend_after);
         }
         let deltas = found.into_iter().map(|(_, delta)| delta).collect();
         let link = session.link;

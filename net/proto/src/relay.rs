@@ -7,7 +7,8 @@
 //! wait is twice the one before.
 //!
 //! The one who is asked sends, from its log and in its order, what the asker's context does not cover: such a run is
-//! causally closed given what came before it. Its own deltas it leaves out, since it pushes them anyway.
+//! causally closed given what came before it. Its own deltas it leaves out, since it pushes them anyway. It answers
+//! one request a partition at a time, a bounded part of the log a step, so that no request holds up its clients.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -21,9 +22,22 @@ use godwit_core::time::Mono;
 
 use crate::message::Message;
 use crate::node::{Node, Step};
+use crate::peer::Peer;
+use crate::push::{CHUNK_ENTRIES_MAX, CHUNK_READ_BYTES_MAX};
 
 /// How often the wait may double; [`crate::Tuning::relay_retry_us`] ends it before.
 const DOUBLINGS_MAX: u32 = 16;
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// What the asker has.
+    context: VersionVector,
+    /// The index of the first log entry not looked at.
+    next: u64,
+    /// Bytes of deltas sent.
+    bytes: usize,
+}
 
 /// What this node lacks and has asked for.
 #[derive(Debug, Default)]
@@ -96,9 +110,12 @@ impl Node {
         for id in due {
             let context = self.context(id).clone();
             let Some(lack) = self.relay.lacks.get_mut(&id) else { continue };
-            let has =
-                |known: &VersionVector| lack.origins.iter().any(|(&origin, &(at, _))| known.get(origin) > at);
-            let candidates = self.peers.iter().filter(|(_, peer)| peer.known.get(&id).is_some_and(has));
+            // A node leaves its own out of its answers.
+            let has = |peer: &Peer| {
+                let mut others = lack.origins.iter().filter(|(origin, _)| Some(**origin) != peer.replica());
+                others.any(|(&origin, &(at, _))| peer.known(id, origin) > at)
+            };
+            let candidates = self.peers.iter().filter(|(_, peer)| has(peer));
             let candidates: Vec<_> =
                 candidates.filter_map(|(name, peer)| Some((name, peer.synced()?.link))).collect();
             if candidates.is_empty() {
@@ -125,41 +142,94 @@ impl Node {
         self.review_relay(now, id);
     }
 
-    /// Answers a peer that lacks others' deltas.
+    /// Begins to answer a peer that lacks others' deltas. The same question again is being answered already.
     pub(crate) fn serve_want<S: StoreRead>(
         &mut self,
         step: &mut Step<'_, S>,
         name: &str,
         id: PartitionId,
-        context: &VersionVector,
+        context: VersionVector,
     ) -> Result<(), StoreError> {
-        let (own, tuning) = (self.config.replica, &self.config.tuning);
-        let log_last = self.partitions[usize::from(id.0)].log_last();
-        let from = partition::log_position(&step.txn, id, log_last, |reached| context.covers_all(reached))?;
-        let mut chunks: Vec<Vec<EncodedDelta>> = vec![Vec::new()];
-        let (mut chunk_bytes, mut bytes) = (0, 0);
-        partition::read_log(&step.txn, id, from, |entry| {
-            if entry.dot.replica == own || context.covers(entry.dot) {
-                return ControlFlow::Continue(());
-            }
-            let size = entry.encoded.as_bytes().len();
-            if chunk_bytes > 0 && chunk_bytes + size > tuning.chunk_bytes {
-                chunks.push(Vec::new());
-                chunk_bytes = 0;
-            }
-            chunk_bytes += size;
-            bytes += size;
-            if let Some(chunk) = chunks.last_mut() {
-                chunk.push(entry.encoded);
-            }
-            if bytes >= tuning.relay_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        let Some(session) = self.peers.get(name).and_then(|peer| peer.session.as_ref()) else {
+        let partition = &self.partitions[usize::from(id.0)];
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
             return Ok(());
         };
-        let last = chunks.len() - 1;
-        for (i, deltas) in chunks.into_iter().enumerate() {
-            step.send(name, session.link, Message::Deltas { partition: id, deltas, ends_want: i == last });
+        if session.answers.get(&id).is_none_or(|answer| answer.context != context) {
+            let next = partition.log_position(&step.txn, |reached| context.covers_all(reached))?;
+            session.answers.insert(id, Answer { context, next, bytes: 0 });
+            session.answer_at = Some(step.now.mono);
+        }
+        Ok(())
+    }
+
+    /// Goes on with answers, one part a peer; partitions take turns.
+    pub(crate) fn answers_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        let now = step.now.mono;
+        let names: Vec<String> = self.peers.keys().cloned().collect();
+        for name in names {
+            let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut()) else {
+                continue;
+            };
+            if session.answer_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            let turn =
+                session.answers.range(session.answer_turn..).next().or(session.answers.first_key_value());
+            let turn = turn.map(|(&id, _)| id);
+            if let Some(id) = turn
+                && let Some(answer) = session.answers.remove(&id)
+            {
+                session.answer_turn = PartitionId(id.0.saturating_add(1));
+                self.answer_part(step, &name, id, answer)?;
+            }
+            if let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut()) {
+                session.answer_at = (!session.answers.is_empty()).then_some(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a part of an answer, and puts off the rest.
+    fn answer_part<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        id: PartitionId,
+        mut answer: Answer,
+    ) -> Result<(), StoreError> {
+        let (own, tuning) = (self.config.replica, &self.config.tuning);
+        let mut deltas: Vec<EncodedDelta> = Vec::new();
+        let (mut bytes, mut bytes_read, mut looked_at) = (0, 0, 0);
+        partition::read_log(&step.txn, id, answer.next, |entry| {
+            let wanted = entry.dot.replica != own && !answer.context.covers(entry.dot);
+            let size = entry.encoded.as_bytes().len();
+            if wanted && bytes > 0 && bytes + size > tuning.chunk_bytes {
+                return ControlFlow::Break(());
+            }
+            answer.next = entry.index + 1;
+            looked_at += 1;
+            bytes_read += size;
+            if wanted {
+                bytes += size;
+                deltas.push(entry.encoded);
+            }
+            let enough = looked_at == CHUNK_ENTRIES_MAX
+                || bytes_read >= CHUNK_READ_BYTES_MAX
+                || answer.bytes + bytes >= tuning.relay_bytes;
+            if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        answer.bytes += bytes;
+        let log_last = self.partitions[usize::from(id.0)].log_last();
+        let ends = answer.next > log_last || answer.bytes >= tuning.relay_bytes;
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
+            return Ok(());
+        };
+        if !ends {
+            session.answers.insert(id, answer);
+        }
+        if ends || !deltas.is_empty() {
+            let link = session.link;
+            step.send(name, link, Message::Deltas { partition: id, deltas, ends_want: ends });
         }
         Ok(())
     }

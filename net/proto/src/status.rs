@@ -62,7 +62,7 @@ impl Node {
             region: self.config.region.clone(),
             replica: self.config.replica,
             partitions: self.config.partitions,
-            pending_bytes: self.partitions.iter().map(|partition| partition.pending_bytes()).sum(),
+            pending_bytes: self.pending_bytes,
             converged: peers.values().all(even),
             contexts,
             peers,
