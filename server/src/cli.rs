@@ -73,10 +73,18 @@ pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("godwit: {error:#}");
+            eprintln!("godwit: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, those left out that its own text tells already.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

@@ -143,12 +143,7 @@ async fn story(data: &Data, cluster: &mut Cluster, screen: &Arc<Screen>) -> anyh
     progress.abort();
 
     let owed = cluster.everything_applied().await?;
-    let ended = Instant::now();
     cluster.until_applied(&owed, PATIENCE).await?;
-    screen.say(&format!(
-        "the last writes are everywhere {} ms after the last one",
-        ended.elapsed().as_millis()
-    ));
 
     screen.title("4. Every node restarts");
     cluster.restart().await?;

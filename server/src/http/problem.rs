@@ -6,6 +6,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use godwit_core::delta::MAX_DELTA_BYTES;
 use godwit_core::ids::NameError;
 use godwit_core::json::{JsonError, MAX_DEPTH};
 use godwit_core::op::Reason;
@@ -288,6 +289,7 @@ impl From<CommitError> for Problem {
             Reason::TooManyOps { max, .. } => too_large("ops", max),
             Reason::TooManyMembers { max, .. } => too_large("members", max),
             Reason::TooLarge { max, .. } => too_large("delta", max),
+            Reason::TooManyParts => too_large("delta", MAX_DELTA_BYTES),
         };
         problem.at_op(refusal.op)
     }
