@@ -71,7 +71,8 @@ pub struct Tuning {
     pub relay_retry_us: u64,
     /// Bytes of deltas in one answer.
     pub relay_bytes: usize,
-    /// Bytes of deltas that may wait for others that they depend on, over all partitions.
+    /// Bytes of deltas that may wait for others that they depend on, over all partitions. Less than what all peers may
+    /// have in flight (their windows) makes catching up slow, never wrong: what finds no room is sent again.
     pub pending_bytes_max: usize,
     /// The interval of checkpoints in the logs of new data directories.
     pub checkpoint_entries: u64,
@@ -89,7 +90,7 @@ impl Default for Tuning {
             relay_wait_cut_us: 50_000,
             relay_retry_us: 2_000_000,
             relay_bytes: 1024 * 1024,
-            pending_bytes_max: 64 * 1024 * 1024,
+            pending_bytes_max: 128 * 1024 * 1024,
             checkpoint_entries: CHECKPOINT_ENTRIES,
         }
     }

@@ -273,7 +273,7 @@ impl Node {
         let (mut bytes, mut bytes_read, mut looked_at) = (0, 0, 0);
         partition::read_log(&step.txn, id, next, |entry| {
             let wanted = entry.dot.replica == own && entry.dot.counter > sent;
-            let size = entry.encoded.as_bytes().len();
+            let size = entry.encoded.as_bytes().len().max(DELTA_BYTES_LEAST);
             if wanted && !found.is_empty() && bytes + size > chunk_bytes {
                 return ControlFlow::Break(());
             }
