@@ -12,7 +12,7 @@
 //! | `register_mv` | a register: winner and siblings, equal values once |
 //! | `map_rr` | a record: each child is a field, named by its key and type since the vectors let a key have several types; empty children absent |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::json::Json;
@@ -83,7 +83,14 @@ pub fn play_file(text: &str) -> Report {
 
 /// Plays one history.
 pub fn play(vector: &Vector) -> Result<(), String> {
-    let names: Vec<String> = vector.before_final_sync.keys().cloned().collect();
+    let places = vector.steps.iter().flat_map(|step| match step.first().and_then(Value::as_str) {
+        Some("exec") => &step[1..step.len().min(2)],
+        Some("sync") => &step[1..],
+        _ => &[],
+    });
+    let mentioned = places.filter_map(Value::as_str).map(str::to_string);
+    let names: BTreeSet<String> = mentioned.chain(vector.before_final_sync.keys().cloned()).collect();
+    let names: Vec<String> = names.into_iter().collect();
     let place =
         |name: &str| names.iter().position(|n| n == name).ok_or_else(|| format!("no datacenter {name:?}"));
     let mut cluster = Cluster::new(&names).map_err(|error| error.0)?;

@@ -26,6 +26,20 @@ fn a_wrong_answer_is_noticed() {
 }
 
 #[test]
+fn any_number_of_datacenters_and_steps_will_do() {
+    let lines = [
+        r#"{"id":"one","type":"counter_pn","steps":[],"before_final_sync":{"a":0},"final":0}"#,
+        r#"{"id":"four","type":"set_aw","steps":[["exec","d",["add","x y"]],["sync","d","b"]],
+            "before_final_sync":{"a":[],"b":["x y"],"c":[],"d":["x y"]},"final":["x y"]}"#,
+        r#"{"id":"silent","type":"counter_resettable","steps":[["exec","b",["increment",-3]],["sync","b","c"],
+            ["exec","c",["reset"]],["exec","b",["decrement",-2]]],"before_final_sync":{"a":0},"final":2}"#,
+    ];
+    let report = vectors::play_file(&lines.map(|line| line.replace('\n', "")).join("\n"));
+    assert_eq!(report.failures, Vec::<String>::new());
+    assert_eq!(report.types.values().map(|(passed, _)| passed).sum::<usize>(), 3);
+}
+
+#[test]
 fn lines_that_are_not_histories_are_named() {
     let report = vectors::play_file("{}\n\nnonsense\n");
     assert_eq!(report.failures.len(), 2);

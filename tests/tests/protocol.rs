@@ -277,6 +277,29 @@ fn what_is_lost_is_sent_again_however_busy_other_partitions_are() {
 }
 
 #[test]
+fn a_peer_that_acknowledges_nothing_is_sent_no_more_than_the_window() {
+    let tuning = Tuning { window_bytes: 4096, chunk_bytes: 1024, ..Tuning::default() };
+    let mut bench = Bench::tuned(tuning);
+    bench.give(Input::Up { peer: "there".into(), link: LINK }).unwrap();
+    bench.say(&hello()).unwrap();
+    bench.say(&Message::Contexts { complete: true, contexts: Vec::new() }).unwrap();
+    let (mut sent, record) = (Vec::new(), record_in(0));
+    for _ in 0..500 {
+        let writes = vec![Write { record: record.clone(), ops: incr() }];
+        sent.extend(pushed(&bench.give(Input::Commit { request: RequestId(1), writes }).unwrap()));
+        sent.extend(pushed(&bench.pass(1)));
+    }
+    // Small ones count 128 bytes each.
+    assert_eq!(sent, (1..=32).map(|counter| (0, counter)).collect::<Vec<_>>());
+    assert_eq!(bench.node.status().peers["there"].in_flight_bytes, 4096);
+    // What it acknowledges makes room, and no gap is left.
+    let mut more = pushed(&bench.say(&has(0, 10)).unwrap());
+    more.extend(pushed(&bench.pass(1)));
+    assert_eq!(more.first(), Some(&(0, 33)));
+    assert!(more.windows(2).all(|pair| pair[1].1 == pair[0].1 + 1), "{more:?}");
+}
+
+#[test]
 fn a_backlog_of_one_partition_does_not_hold_up_the_others() {
     let tuning = Tuning { window_bytes: 4096, chunk_bytes: 1024, ..Tuning::default() };
     let mut bench = Bench::tuned(tuning);
