@@ -28,7 +28,7 @@ demo: setup
 	cargo run --locked -p godwit-server --bin godwit -- demo $(ARGS)
 
 test: setup
-	cargo test --workspace --locked
+	cargo test --workspace --locked --lib --bins --tests
 
 lint: setup
 	cargo fmt --all --check
