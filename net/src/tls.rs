@@ -22,9 +22,11 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 
@@ -78,6 +80,9 @@ pub enum TlsError {
     /// The roots do not make a verifier.
     #[error("the CA certificates make no verifier: {0}")]
     Verifier(String),
+    /// Peers will refuse the node's own certificate.
+    #[error("the authorities trusted do not accept the node's own certificate: {0}")]
+    OwnCertificate(rustls::Error),
     /// The certificate is not valid for the name.
     #[error("the certificate is not valid for the name `{0}`")]
     WrongName(String),
@@ -205,10 +210,22 @@ impl TlsIdentity {
         blake3::derive_key(purpose, self.key.secret_der())
     }
 
-    /// Checks that this identity's certificate is valid for the node name.
+    /// Checks that this identity's certificate is valid for the node name, now, by the authorities trusted.
     pub fn verify_own_name(&self, node_name: &str) -> Result<(), TlsError> {
-        let own = self.chain.first().ok_or_else(|| TlsError::WrongName(node_name.to_owned()))?;
-        if is_valid_for(own, node_name) { Ok(()) } else { Err(TlsError::WrongName(node_name.to_owned())) }
+        let wrong_name = || TlsError::WrongName(node_name.to_owned());
+        let (own, intermediates) = self.chain.split_first().ok_or_else(wrong_name)?;
+        if !is_valid_for(own, node_name) {
+            return Err(wrong_name());
+        }
+        // What peers with the same authorities will say: better here, once, than at every link.
+        let name = ServerName::try_from(node_name.to_owned()).map_err(|_| wrong_name())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .build()
+            .map_err(|error| TlsError::Verifier(error.to_string()))?;
+        verifier
+            .verify_server_cert(own, intermediates, &name, &[], UnixTime::now())
+            .map(drop)
+            .map_err(TlsError::OwnCertificate)
     }
 
     /// The accepting end: presents this identity and requires a certificate of the same authorities.
@@ -355,6 +372,18 @@ mod tests {
         assert!(matches!(identity.verify_own_name("eu-2"), Err(TlsError::WrongName(_))));
         identity.server_config().unwrap();
         identity.client_config().unwrap();
+    }
+
+    #[test]
+    fn a_certificate_that_the_own_authorities_do_not_accept_is_refused() {
+        let (ours, theirs) =
+            (CertificateAuthority::generate("a").unwrap(), CertificateAuthority::generate("b").unwrap());
+        let issued = ours.issue("eu-1").unwrap();
+        let load = |roots: &str| TlsIdentity::load(roots, &issued.cert_pem, &issued.key_pem).unwrap();
+        assert!(matches!(load(theirs.cert_pem()).verify_own_name("eu-1"), Err(TlsError::OwnCertificate(_))));
+        // While nodes move from one authority to the next, both are trusted.
+        let both = format!("{}{}", theirs.cert_pem(), ours.cert_pem());
+        load(&both).verify_own_name("eu-1").unwrap();
     }
 
     #[test]

@@ -141,6 +141,10 @@ pub struct LimitsSection {
     pub requests: usize,
     /// Bytes of the bodies of all requests in progress.
     pub request_bytes: usize,
+    /// The most bytes of values in one answer.
+    pub answer_bytes: usize,
+    /// Bytes of large answers in progress, those that their clients do not fetch included.
+    pub answers_bytes: usize,
     /// Connections.
     pub connections: usize,
 }
@@ -242,6 +246,8 @@ impl Default for LimitsSection {
             body_bytes: 8 * MIB,
             requests: 1024,
             request_bytes: 128 * MIB,
+            answer_bytes: 16 * MIB,
+            answers_bytes: 128 * MIB,
             connections: 400,
         }
     }
@@ -373,6 +379,7 @@ impl LimitsSection {
         }
         let counted =
             [("limits.requests", self.requests), ("limits.request_bytes", self.request_bytes)].into_iter();
+        let counted = counted.chain([("limits.answers_bytes", self.answers_bytes)]);
         for (name, value) in counted.chain([("limits.connections", self.connections)]) {
             if value > u32::MAX as usize >> 1 {
                 return Err(setting(name, format!("{value} is no limit"), "Leave it out for the default"));
@@ -383,6 +390,20 @@ impl LimitsSection {
                 "limits.request_bytes",
                 format!("{} is less than limits.body_bytes, {}", self.request_bytes, self.body_bytes),
                 "It bounds the bodies of all requests in progress, so it must hold at least one",
+            ));
+        }
+        if self.answer_bytes < self.value_bytes {
+            return Err(setting(
+                "limits.answer_bytes",
+                format!("{} is less than limits.value_bytes, {}", self.answer_bytes, self.value_bytes),
+                "An answer must hold at least one value",
+            ));
+        }
+        if self.answers_bytes < self.answer_bytes {
+            return Err(setting(
+                "limits.answers_bytes",
+                format!("{} is less than limits.answer_bytes, {}", self.answers_bytes, self.answer_bytes),
+                "It bounds all large answers in progress, so it must hold at least one",
             ));
         }
         Ok(())

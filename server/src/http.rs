@@ -54,6 +54,8 @@ struct Api {
     requests: Arc<Semaphore>,
     /// Bytes of their bodies.
     body_room: Arc<Semaphore>,
+    /// Bytes of large answers.
+    answer_room: Arc<Semaphore>,
     /// State digests read everything: one at a time.
     digests: Arc<tokio::sync::Mutex<()>>,
 }
@@ -64,6 +66,7 @@ fn router(node: NodeHandle) -> Router {
     let api = Api {
         requests: Arc::new(Semaphore::new(limits.requests)),
         body_room: Arc::new(Semaphore::new(limits.request_bytes)),
+        answer_room: Arc::new(Semaphore::new(limits.answers_bytes)),
         digests: Arc::default(),
         node,
     };

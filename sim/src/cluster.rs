@@ -10,7 +10,7 @@ use godwit_core::context::VersionVector;
 use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Op, Write};
-use godwit_core::read::{self, FieldView};
+use godwit_core::read::{self, FieldView, ReadLimits};
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
@@ -83,7 +83,8 @@ impl Cluster {
 
     /// Reads a record at a node.
     pub fn read(&self, node: usize, record: &RecordId) -> Result<Vec<FieldView>, StepError> {
-        Ok(read::record(&self.members[node].store, PARTITIONS, record, usize::MAX)?)
+        read::record(&self.members[node].store, PARTITIONS, record, ReadLimits::NONE)
+            .map_err(|error| StepError(error.to_string()))
     }
 
     /// What a node has applied.

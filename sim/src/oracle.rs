@@ -12,7 +12,7 @@ use godwit_core::digest;
 use godwit_core::ids::{PartitionId, RecordId};
 use godwit_core::op::Write;
 use godwit_core::partition::{self, CommitError};
-use godwit_core::read::{self, FieldView, Value};
+use godwit_core::read::{self, FieldView, ReadLimits, Value};
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreRead;
 use godwit_core::time::Hlc;
@@ -247,7 +247,8 @@ impl Oracle {
         }
         for record in workload::records().iter().filter(|record| record.partition(partitions) == id) {
             self.reads += 1;
-            let seen = read::record(store, partitions, record, usize::MAX).map_err(broken)?;
+            let seen = read::record(store, partitions, record, ReadLimits::NONE)
+                .map_err(|error| Violation::new(10, format!("{whose}: {error}")))?;
             let expected = partition.history.read(&record.to_string(), &visible);
             compare(record, &seen, &expected)
                 .map_err(|what| Violation::new(2, format!("{whose}: {what} (applied {context:?})")))?;

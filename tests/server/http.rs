@@ -3,6 +3,8 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{Answer, Cluster, Server, converged, lone_config, read_all, status_line};
@@ -110,6 +112,21 @@ async fn what_is_wrong_is_refused_and_changes_nothing() {
         patch(ops(good) + "x", 400, "malformed", "trailing", None),
         patch(then("7"), 400, "malformed", "not an operation", Some(1)),
         patch(then(r#"{"op":"zadd","field":"z"}"#), 400, "unknown-op", "set, incr", Some(1)),
+        patch(
+            then(r#"{"op":"zadd","field":"z","scores":{"m":1.5}}"#),
+            400,
+            "unknown-op",
+            "set, incr",
+            Some(1),
+        ),
+        patch(then(r#"["set","f",1]"#), 400, "malformed", "not an object", Some(1)),
+        patch(
+            format!("[{}]", then(r#"{"op":"enable","field":"z"}"#)),
+            400,
+            "malformed",
+            "not an object",
+            None,
+        ),
         patch(then(r#"{"op":"set","field":"t","value":1,"by":1}"#), 400, "malformed", "`by`", Some(1)),
         patch(
             then(r#"{"op":"set","field":"t","value":{"a":1,"\u0061":2}}"#),
@@ -231,7 +248,7 @@ async fn what_is_wrong_is_refused_and_changes_nothing() {
     let typed =
         |content_type| node.request("PATCH", path).header("content-type", content_type).body(ops(good));
     Answer::of(typed("text/plain")).await.problem(415, "unsupported-media-type");
-    for header in ["idempotency-key", "godwit-seen", "godwit-token"] {
+    for header in ["idempotency-key", "godwit-seen", "godwit-token", "if-match", "if-none-match"] {
         let request = node.request("PATCH", path).header(header, "x").body(ops(good));
         let problem = Answer::of(request).await.problem(400, "unsupported-header");
         assert!(problem["detail"].as_str().unwrap().contains(header));
@@ -479,4 +496,66 @@ async fn every_problem_leads_to_its_page() {
     let page = node.get(problem["type"].as_str().unwrap()).await;
     assert!(page.body.starts_with("## not-found\n"), "{}", page.body);
     node.get("/problems/no-such").await.problem(404, "not-found");
+}
+
+/// A value of a mebibyte, less its quotes and a little.
+fn large_value() -> String {
+    format!("\"{}\"", "x".repeat((1 << 20) - 10))
+}
+
+#[tokio::test]
+async fn large_answers_are_limited_one_by_one() {
+    let node = node("[limits]\nanswer_bytes = 2000000\n").await;
+    node.put("/v1/ns/k/a", large_value()).await.json();
+    assert_eq!(node.get("/v1/ns/k").await.status, 200);
+    node.put("/v1/ns/k/b", large_value()).await.json();
+    let problem = node.get("/v1/ns/k").await.problem(413, "too-large");
+    assert_eq!((&problem["limit"], &problem["max"]), (&json!("answer"), &json!(2_000_000)));
+    for field in ["a", "b"] {
+        assert_eq!(node.get(&format!("/v1/ns/k/{field}")).await.status, 200);
+    }
+    // The commit stands and is told; the record is left out.
+    let patched =
+        node.patch("/v1/ns/k?return=record", ops(r#"{"op":"incr","field":"n","by":1}"#)).await.json();
+    assert_eq!(patched["commit"]["counter"], 3);
+    assert!(patched.get("fields").is_none());
+    assert_eq!(node.get("/v1/ns/k/n").await.json()["value"], 1);
+}
+
+#[tokio::test]
+async fn answers_that_nobody_fetches_take_bounded_room() {
+    // Far more than the system's own buffers take of an answer.
+    let node = node("[limits]\nanswer_bytes = 40000000\nanswers_bytes = 40000000\n").await;
+    for i in 0..30 {
+        node.put(&format!("/v1/ns/k/f{i}"), large_value()).await.json();
+    }
+    node.put("/v1/ns/small/f", "1").await.json();
+    let mut idle = node.connect();
+    idle.write_all(b"GET /v1/ns/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    // Its first byte: the answer is under way.
+    idle.read_exact(&mut [0; 1]).unwrap();
+    node.get("/v1/ns/k").await.problem(429, "overloaded");
+    assert_eq!(node.get("/v1/ns/small").await.status, 200);
+    drop(idle);
+    support::eventually("the room is free", async || {
+        (node.get("/v1/ns/k").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn idle_connections_make_place_for_others() {
+    let node = node("[limits]\nconnections = 3\n").await;
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 15];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    };
+    let mut idle: Vec<TcpStream> = (0..3).map(|_| node.connect()).collect();
+    idle.iter_mut().for_each(ask);
+    // Far below the minute that an idle connection may last otherwise.
+    let mut late = node.connect();
+    late.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    ask(&mut late);
 }

@@ -11,7 +11,7 @@ use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, Rep
 use godwit_core::json::Json;
 use godwit_core::op::{Limits, Op, Write};
 use godwit_core::partition::{Partition, Received};
-use godwit_core::read;
+use godwit_core::read::{self, ReadLimits};
 use godwit_core::rng::Rng;
 use godwit_core::store::{Batch, Family, MemStore, StoreError, StoreRead, Txn, Visit};
 use godwit_core::time::{HlcClock, Wall};
@@ -145,7 +145,7 @@ proptest! {
                 }
             }
             for replica in &replicas {
-                let views = read::record(&replica.store, PARTITIONS, &record(), usize::MAX).unwrap();
+                let views = read::record(&replica.store, PARTITIONS, &record(), ReadLimits::NONE).unwrap();
                 prop_assert_eq!(as_spec(&views), history.read(&name, &replica.visible));
             }
         }
@@ -169,7 +169,7 @@ proptest! {
             all.insert(*event);
             all
         });
-        let views = read::record(&once.store, PARTITIONS, &record(), usize::MAX).unwrap();
+        let views = read::record(&once.store, PARTITIONS, &record(), ReadLimits::NONE).unwrap();
         prop_assert_eq!(as_spec(&views), history.read(&name, &all));
     }
 }

@@ -3,6 +3,7 @@
 //! Reads go to a consistent state of the store (a snapshot) and need nothing of the machine. A field is there
 //! if one of its types has a live value; a record, if one of its fields is.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
@@ -40,6 +41,34 @@ pub enum Value {
     },
 }
 
+/// How much of a record is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// The most members of each set: the others are left out.
+    pub members_max: usize,
+    /// The most bytes of values, siblings and members in all: a larger record is not read.
+    pub bytes_max: usize,
+}
+
+impl ReadLimits {
+    /// Everything.
+    pub const NONE: Self = Self { members_max: usize::MAX, bytes_max: usize::MAX };
+}
+
+/// Why a record was not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// More bytes than asked for.
+    #[error("there are more than {max} bytes to read")]
+    TooLarge {
+        /// The limit.
+        max: usize,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// A live field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldView {
@@ -55,15 +84,15 @@ pub struct FieldView {
     pub updated_at: Hlc,
 }
 
-/// Reads a record: its live fields by name, then in the order of precedence. `members_max` bounds each set.
+/// Reads a record: its live fields by name, then in the order of precedence.
 pub fn record(
     store: &impl StoreRead,
     partitions: u16,
     record: &RecordId,
-    members_max: usize,
-) -> Result<Vec<FieldView>, StoreError> {
+    limits: ReadLimits,
+) -> Result<Vec<FieldView>, ReadError> {
     let prefix = keys::record_prefix(record.partition(partitions), record);
-    let mut views = read_fields(store, &prefix, &prefix, members_max)?;
+    let mut views = read_fields(store, &prefix, &prefix, limits)?;
     views.sort_by(|a, b| (&a.field, a.ty.read_precedence()).cmp(&(&b.field, b.ty.read_precedence())));
     Ok(views)
 }
@@ -74,10 +103,10 @@ pub fn field(
     partitions: u16,
     record: &RecordId,
     field: &Field,
-    members_max: usize,
-) -> Result<Vec<FieldView>, StoreError> {
+    limits: ReadLimits,
+) -> Result<Vec<FieldView>, ReadError> {
     let prefix = keys::record_prefix(record.partition(partitions), record);
-    let mut views = read_fields(store, &prefix, &keys::field_prefix(&prefix, field), members_max)?;
+    let mut views = read_fields(store, &prefix, &keys::field_prefix(&prefix, field), limits)?;
     views.sort_by_key(|view| view.ty.read_precedence());
     Ok(views)
 }
@@ -86,9 +115,10 @@ fn read_fields(
     store: &impl StoreRead,
     record_prefix: &[u8],
     range: &[u8],
-    members_max: usize,
-) -> Result<Vec<FieldView>, StoreError> {
+    limits: ReadLimits,
+) -> Result<Vec<FieldView>, ReadError> {
     let end = keys::after_prefix(range);
+    let left = Cell::new(limits.bytes_max);
     let mut views = Vec::new();
     let mut from = range.to_vec();
     // Each round reads one field and type, and goes on after it.
@@ -96,14 +126,14 @@ fn read_fields(
         let (field, ty, _) = keys::parse_field(record_prefix, &key).map_err(StoreError::damaged("rows"))?;
         let range = keys::type_prefix(record_prefix, &field, ty);
         from = keys::after_prefix(&range);
-        let rows = Rows { store, record_prefix, range: &range };
+        let rows = Rows { store, record_prefix, range: &range, limits, left: &left };
         let view = match ty {
             FieldType::REGISTER => rows.register()?,
             FieldType::COUNTER => rows.counter()?,
             FieldType::FLAG => {
                 rows.all()?.into_iter().max_by_key(|row| row.hlc).map(|row| (Value::Flag, row))
             }
-            FieldType::SET => rows.set(members_max)?,
+            FieldType::SET => rows.set()?,
             // Of a later version: kept and relayed, not read.
             _ => None,
         };
@@ -119,10 +149,13 @@ struct Rows<'a, S> {
     store: &'a S,
     record_prefix: &'a [u8],
     range: &'a [u8],
+    limits: ReadLimits,
+    /// Bytes that may still be read.
+    left: &'a Cell<usize>,
 }
 
 impl<S: StoreRead> Rows<'_, S> {
-    fn register(&self) -> Result<Option<(Value, Row)>, StoreError> {
+    fn register(&self) -> Result<Option<(Value, Row)>, ReadError> {
         let mut rows = self.all()?;
         let Some(winner) = register::winner(&rows) else { return Ok(None) };
         let winner = rows.swap_remove(winner);
@@ -135,14 +168,14 @@ impl<S: StoreRead> Rows<'_, S> {
         Ok(Some((Value::Register { value, siblings }, winner)))
     }
 
-    fn counter(&self) -> Result<Option<(Value, Row)>, StoreError> {
+    fn counter(&self) -> Result<Option<(Value, Row)>, ReadError> {
         let rows = self.all()?;
         let value = counter::value(&rows).map_err(StoreError::damaged("rows: counter"))?;
         let latest = rows.into_iter().max_by_key(|row| row.hlc);
         Ok(value.zip(latest).map(|(value, row)| (Value::Counter(value), row)))
     }
 
-    fn set(&self, members_max: usize) -> Result<Option<(Value, Row)>, StoreError> {
+    fn set(&self) -> Result<Option<(Value, Row)>, ReadError> {
         let mut members: Vec<String> = Vec::new();
         let mut latest: Option<Row> = None;
         let mut truncated = false;
@@ -152,7 +185,7 @@ impl<S: StoreRead> Rows<'_, S> {
             };
             // Rows of one member stand together.
             if members.last().is_none_or(|last| last != member) {
-                if members.len() == members_max {
+                if members.len() == self.limits.members_max {
                     truncated = true;
                     return Ok(ControlFlow::Break(()));
                 }
@@ -166,7 +199,7 @@ impl<S: StoreRead> Rows<'_, S> {
         Ok(latest.map(|row| (Value::Set { members, truncated }, row)))
     }
 
-    fn all(&self) -> Result<Vec<Row>, StoreError> {
+    fn all(&self) -> Result<Vec<Row>, ReadError> {
         let mut rows = Vec::new();
         self.each(|row| {
             rows.push(row);
@@ -178,12 +211,19 @@ impl<S: StoreRead> Rows<'_, S> {
     fn each(
         &self,
         mut visit: impl FnMut(Row) -> Result<ControlFlow<()>, CodecError>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), ReadError> {
         let mut outcome = Ok(());
         self.store.scan_prefix(Family::Rows, self.range, &mut |key, value| {
+            // The field's name stands in every key, and once in the answer.
+            let bytes = value.len() + key.len().saturating_sub(self.range.len());
+            let Some(left) = self.left.get().checked_sub(bytes) else {
+                outcome = Err(ReadError::TooLarge { max: self.limits.bytes_max });
+                return ControlFlow::Break(());
+            };
+            self.left.set(left);
             let flow = keys::parse_row(self.record_prefix, key, value).and_then(&mut visit);
             flow.unwrap_or_else(|error| {
-                outcome = Err(StoreError::damaged("rows")(error));
+                outcome = Err(StoreError::damaged("rows")(error).into());
                 ControlFlow::Break(())
             })
         })?;

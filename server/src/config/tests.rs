@@ -72,6 +72,8 @@ fn what_cannot_work_is_refused_by_name() {
         (&[("# value_bytes = 1048576", "value_bytes = 0")], "limits.value_bytes"),
         (&[("# value_bytes = 1048576", "value_bytes = 99999999")], "limits.value_bytes"),
         (&[("# request_bytes = 134217728", "request_bytes = 1")], "limits.request_bytes"),
+        (&[("# answer_bytes = 16777216", "answer_bytes = 1")], "limits.answer_bytes"),
+        (&[("# answers_bytes = 134217728", "answers_bytes = 1")], "limits.answers_bytes"),
         (&[("# cache_bytes = 268435456", "cache_bytes = 10")], "storage.cache_bytes"),
         (&[("# filter = \"info\"", "filter = \"a=b=c\"")], "log.filter"),
         (&[("# format = \"text\"", "format = \"xml\"")], "format"),

@@ -7,10 +7,12 @@ use axum::response::Response;
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
 use godwit_core::read;
+use godwit_engine::store::Snapshot;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, FieldPath, Query};
-use super::view::{self, CommittedBody, MEMBERS_SHOWN_MAX, Shape, Viewer};
+use super::respond::Fetched;
+use super::view::{self, CommittedBody, Shape, Viewer};
 use super::{Api, respond};
 
 /// `GET`: the field's value.
@@ -22,13 +24,11 @@ pub(super) async fn read(
 ) -> Result<Response, Problem> {
     let shape = Shape::parse(&Query::parse(uri.query(), &view::PARAMETERS)?)?;
     let (partitions, asked) = (api.node.partitions(), field.clone());
-    let views = api
-        .node
-        .read(move |store| read::field(store, partitions, &record, &asked, MEMBERS_SHOWN_MAX))
-        .await?;
+    let read = move |store: &Snapshot<'_>, limits| read::field(store, partitions, &record, &asked, limits);
+    let Fetched { views, room } = respond::fetch(&api, read).await?;
     let viewer = Viewer::new(&api.node, shape, &views).await;
     match viewer.field(field.as_str(), views)? {
-        Some(body) => respond::tagged(&body, &headers),
+        Some(body) => respond::tagged(&body, &headers, room),
         None => Err(Problem::new(Kind::NotFound, format!("the field {field:?} has no live value"))),
     }
 }

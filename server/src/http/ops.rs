@@ -28,6 +28,13 @@ struct RawPatch<'a> {
     ops: &'a RawValue,
 }
 
+/// The name alone: what else an unknown operation has is of no interest.
+#[derive(Deserialize)]
+struct RawName<'a> {
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawOp<'a> {
@@ -50,7 +57,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 
 /// Reads the body of a `PATCH`.
 pub(super) fn parse(body: &str, limits: &LimitsSection) -> Result<Vec<Op>, Problem> {
-    let patch: RawPatch<'_> = serde_json::from_str(body)
+    let patch: RawPatch<'_> = object(body)
         .map_err(|error| malformed(format!("the body is not {{\"ops\": [operation, …]}}: {error}")))?;
     let items: Vec<&RawValue> = bounded(patch.ops, limits.ops).map_err(|failure| match failure {
         Unread::Beyond => {
@@ -72,9 +79,9 @@ pub(super) fn parse(body: &str, limits: &LimitsSection) -> Result<Vec<Op>, Probl
 }
 
 fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Result<Op, Problem> {
-    let raw: RawOp<'_> =
-        serde_json::from_str(text).map_err(|error| malformed(format!("not an operation: {error}")))?;
-    let takes: &[&str] = match raw.op.as_ref() {
+    let not_one = |error| malformed(format!("not an operation: {error}"));
+    let name: RawName<'_> = object(text).map_err(not_one)?;
+    let takes: &[&str] = match name.op.as_ref() {
         "set" => &["value"],
         "incr" => &["by"],
         "add" | "remove" => &["members"],
@@ -84,6 +91,7 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
             return Err(Problem::new(Kind::UnknownOp, detail));
         }
     };
+    let raw: RawOp<'_> = object(text).map_err(not_one)?;
     let given = [("value", raw.value), ("by", raw.by), ("members", raw.members)];
     if let Some((name, _)) = given.iter().find(|(name, value)| value.is_some() && !takes.contains(name)) {
         return Err(malformed(format!("the operation {:?} does not take `{name}`", raw.op)));
@@ -129,6 +137,15 @@ fn members(raw: &RawValue, limits: &LimitsSection, left: &mut usize) -> Result<V
     }
     *left -= names.len();
     Ok(names.into_iter().map(Member::new).collect::<Result<_, _>>()?)
+}
+
+/// Reads an object: derived readers would take an array of its members too.
+fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, serde_json::Error> {
+    if text.trim_start().starts_with('{') {
+        serde_json::from_str(text)
+    } else {
+        Err(serde_json::Error::custom("it is not an object"))
+    }
 }
 
 fn malformed(detail: impl Into<String>) -> Problem {

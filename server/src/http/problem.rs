@@ -255,6 +255,10 @@ impl From<ReadFailure> for Problem {
     fn from(failure: ReadFailure) -> Self {
         match failure {
             ReadFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
+            ReadFailure::TooLarge { max } => {
+                let detail = format!("the answer has more than {max} bytes: ask for its fields one by one");
+                Self::too_large("answer", max, detail)
+            }
             ReadFailure::Store(error) => Self::internal(&error, Applied::No),
         }
     }

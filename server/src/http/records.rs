@@ -6,11 +6,12 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
-use godwit_core::read::{self, FieldView};
+use godwit_core::read;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Query, RecordPath};
-use super::view::{self, CommittedBody, MEMBERS_SHOWN_MAX, Shape, Viewer};
+use super::respond::Fetched;
+use super::view::{self, CommittedBody, Shape, Viewer};
 use super::{Api, ops, respond};
 
 /// `GET`: the record's live fields.
@@ -21,16 +22,16 @@ pub(super) async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let shape = Shape::parse(&Query::parse(uri.query(), &view::PARAMETERS)?)?;
-    let views = fetch(&api, &record).await?;
+    let Fetched { views, room } = fetch(&api, &record).await?;
     if views.is_empty() {
         let detail = format!("the record {:?} has no live field", record.key);
         return Err(Problem::new(Kind::NotFound, detail));
     }
     let viewer = Viewer::new(&api.node, shape, &views).await;
-    respond::tagged(&viewer.record(record.key.as_str(), views, None)?, &headers)
+    respond::tagged(&viewer.record(record.key.as_str(), views, None)?, &headers, room)
 }
 
-/// `PATCH`: operations, committed together.
+/// `PATCH`: operations, committed together. A record that is asked for and too large to show is left out of the answer.
 pub(super) async fn patch(
     State(api): State<Api>,
     RecordPath(record): RecordPath,
@@ -48,9 +49,12 @@ pub(super) async fn patch(
     if !returns_record {
         return respond::json(&CommittedBody::from(committed));
     }
-    let views = fetch(&api, &record).await?;
+    // The commit stands, whatever becomes of showing the record.
+    let Ok(Fetched { views, room }) = fetch(&api, &record).await else {
+        return respond::json(&CommittedBody::from(committed));
+    };
     let viewer = Viewer::new(&api.node, shape, &views).await;
-    respond::json(&viewer.record(record.key.as_str(), views, Some(committed))?)
+    respond::held(&viewer.record(record.key.as_str(), views, Some(committed))?, room)
 }
 
 /// `DELETE`: clears every field as seen.
@@ -64,7 +68,7 @@ pub(super) async fn delete(
     respond::json(&CommittedBody::from(committed))
 }
 
-async fn fetch(api: &Api, record: &RecordId) -> Result<Vec<FieldView>, Problem> {
+async fn fetch(api: &Api, record: &RecordId) -> Result<Fetched, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
-    Ok(api.node.read(move |store| read::record(store, partitions, &record, MEMBERS_SHOWN_MAX)).await?)
+    respond::fetch(api, move |store, limits| read::record(store, partitions, &record, limits)).await
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, Method, header};
 use godwit_core::ids::{Field, Key, Namespace, RecordId};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
@@ -34,6 +34,10 @@ const UNSUPPORTED: [HeaderName; 3] = [
     HeaderName::from_static("godwit-token"),
     HeaderName::from_static("idempotency-key"),
 ];
+
+/// Headers that make a write depend on the state: there is no compare-and-set, in no region.
+const CONDITIONS: [HeaderName; 4] =
+    [header::IF_MATCH, header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_UNMODIFIED_SINCE];
 
 /// The record that a path names.
 #[derive(Debug, Clone)]
@@ -78,7 +82,7 @@ async fn path_names<S: Send + Sync>(
     parts: &mut Parts,
     state: &S,
 ) -> Result<BTreeMap<String, String>, Problem> {
-    check_headers(&parts.headers)?;
+    check_headers(&parts.method, &parts.headers)?;
     check_escapes(parts.uri.path())?;
     let params = RawPathParams::from_request_parts(parts, state).await.map_err(|_| {
         Problem::new(Kind::Malformed, "the path is not UTF-8 once its percent-escapes are decoded")
@@ -98,8 +102,10 @@ fn check_escapes(text: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
-    match UNSUPPORTED.iter().find(|name| headers.contains_key(*name)) {
+fn check_headers(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    let conditions: &[HeaderName] =
+        if matches!(*method, Method::GET | Method::HEAD) { &[] } else { &CONDITIONS };
+    match UNSUPPORTED.iter().chain(conditions).find(|name| headers.contains_key(*name)) {
         Some(name) => {
             let detail = format!("{name} is not supported by this version, and nothing was done");
             Err(Problem::new(Kind::UnsupportedHeader, detail))

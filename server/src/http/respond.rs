@@ -1,22 +1,86 @@
 //! Answers: JSON, and for reads an entity tag over the very bytes.
+//!
+//! Memory that answers take is bounded, also where a client does not fetch them: a small answer costs little, and
+//! there are only so many connections; a large one takes its room among all large answers before it is read, and
+//! gives it back when its last byte is written or its connection is gone (see `server`).
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use godwit_core::read::{FieldView, ReadError, ReadLimits};
+use godwit_engine::store::Snapshot;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::problem::Problem;
+use super::Api;
+use super::problem::{Kind, Problem};
+use super::view::MEMBERS_SHOWN_MAX;
+use crate::node::ReadFailure;
+
+/// What is read without taking room: more than nearly all records have.
+const SMALL_ANSWER_BYTES: usize = 64 * 1024;
+/// How long a large answer waits for room.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Fields to answer with, and the room that they take.
+pub(super) struct Fetched {
+    pub(super) views: Vec<FieldView>,
+    pub(super) room: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads what a request asks for, within the limits on answers.
+pub(super) async fn fetch(
+    api: &Api,
+    read: impl Fn(&Snapshot<'_>, ReadLimits) -> Result<Vec<FieldView>, ReadError> + Clone + Send + 'static,
+) -> Result<Fetched, Problem> {
+    let attempt = |bytes_max: usize| {
+        let (read, limits) = (read.clone(), ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max });
+        api.node.read(move |store| read(store, limits))
+    };
+    let most = api.node.limits().answer_bytes;
+    match attempt(SMALL_ANSWER_BYTES.min(most)).await {
+        Err(ReadFailure::TooLarge { max }) if max < most => {}
+        outcome => return Ok(Fetched { views: outcome?, room: None }),
+    }
+    let overloaded = || {
+        let all = api.node.limits().answers_bytes;
+        let detail =
+            format!("large answers in progress take {all} bytes, the most that limits.answers_bytes allows");
+        Problem::new(Kind::Overloaded, detail)
+    };
+    let permits = u32::try_from(most).map_err(|_| overloaded())?;
+    let room = Arc::clone(&api.answer_room).acquire_many_owned(permits);
+    let room = tokio::time::timeout(ROOM_WAIT_MAX, room).await;
+    let room = room.ok().and_then(Result::ok).ok_or_else(overloaded)?;
+    Ok(Fetched { views: attempt(most).await?, room: Some(room) })
+}
 
 /// An answer to a write, or about the node.
 pub(super) fn json(body: &impl Serialize) -> Result<Response, Problem> {
-    Ok(with_type(bytes(body)?))
+    held(body, None)
+}
+
+/// The same, of a body that takes room.
+pub(super) fn held(body: &impl Serialize, room: Option<OwnedSemaphorePermit>) -> Result<Response, Problem> {
+    Ok(with_type(bytes(body)?, room))
 }
 
 /// An answer to a read: 304 if the client has these bytes already.
-pub(super) fn tagged(body: &impl Serialize, headers: &HeaderMap) -> Result<Response, Problem> {
+pub(super) fn tagged(
+    body: &impl Serialize,
+    headers: &HeaderMap,
+    room: Option<OwnedSemaphorePermit>,
+) -> Result<Response, Problem> {
     let bytes = bytes(body)?;
     let tag = format!("\"{}\"", blake3::hash(&bytes).to_hex());
-    let mut response =
-        if is_known(headers, &tag) { StatusCode::NOT_MODIFIED.into_response() } else { with_type(bytes) };
+    let mut response = if is_known(headers, &tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        with_type(bytes, room)
+    };
     let tag = HeaderValue::from_str(&tag).map_err(|error| Problem::unreadable(&error))?;
     response.headers_mut().insert(header::ETAG, tag);
     Ok(response)
@@ -26,8 +90,23 @@ fn bytes(body: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(body).map_err(|error| Problem::unreadable(&error))
 }
 
-fn with_type(bytes: Vec<u8>) -> Response {
+fn with_type(bytes: Vec<u8>, mut room: Option<OwnedSemaphorePermit>) -> Response {
+    // What was set aside for the largest answer and is not needed goes back at once.
+    let room = room.as_mut().and_then(|room| room.split(bytes.len().min(room.num_permits())));
+    let bytes = Bytes::from_owner(Held { bytes, _room: room });
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response()
+}
+
+/// Bytes that hold their room as long as anybody holds them.
+struct Held {
+    bytes: Vec<u8>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Whether `If-None-Match` names the tag. Comparison is weak, as RFC 9110 has it for this header.

@@ -3,12 +3,14 @@
 //! - At most so many at a time; more wait in the system's queue until one ends.
 //! - A connection that sends no complete request head within [`HEAD_READ_MAX`] is closed: the first one, and each
 //!   later one of a connection that is kept alive.
+//! - While others wait for a place, a connection that has been idle for [`IDLE_WHEN_CROWDED`] is closed in order: kept-alive
+//!   connections of one client must not shut out the others, nor the probes of health.
+//! - A connection that takes none of its answer for [`WRITE_STALL_MAX`] is closed, and what the answer holds is freed.
 //! - HTTP/2 connections are pinged, so that a dead one gives its place back.
 
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
@@ -19,6 +21,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_io_timeout::TimeoutStream;
 
 use crate::node::NodeHandle;
 
@@ -30,6 +33,10 @@ const HEAD_BYTES_MAX: u32 = 32 * 1024;
 const STREAMS_MAX: u32 = 128;
 /// How often an HTTP/2 connection is pinged, and how long the answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// How long a client may take none of its answer.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a connection may be idle while others wait for its place.
+const IDLE_WHEN_CROWDED: Duration = Duration::from_secs(1);
 /// The pause after the system refused a connection, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -76,23 +83,27 @@ async fn accept(
 ) -> JoinSet<()> {
     let mut stop = stopped.clone();
     let mut connections = JoinSet::new();
+    let crowded = watch::Sender::new(false);
+    // A connection that was accepted and has no place yet.
+    let mut waiting: Option<TcpStream> = None;
     loop {
-        let next = async {
-            // Nobody closes the semaphore.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
+        crowded.send_replace(waiting.is_some() && places.available_permits() == 0);
         tokio::select! {
             () = told(&mut stop) => return connections,
             // Takes ended connections out of the set.
             Some(_) = connections.join_next() => {}
-            (place, accepted) = next => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), place, stopped.clone()));
-                }
+            accepted = listener.accept(), if waiting.is_none() => match accepted {
+                Ok((stream, _)) => waiting = Some(stream),
                 Err(error) => {
                     tracing::warn!(%error, "no connection was accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            // Nobody closes the semaphore.
+            Ok(place) = Arc::clone(&places).acquire_owned(), if waiting.is_some() => {
+                if let Some(stream) = waiting.take() {
+                    let (router, crowded) = (router.clone(), crowded.subscribe());
+                    connections.spawn(connection(stream, router, place, stopped.clone(), crowded));
                 }
             }
         }
@@ -102,20 +113,27 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     router: Router,
-    place: Option<OwnedSemaphorePermit>,
+    place: OwnedSemaphorePermit,
     mut stopped: watch::Receiver<bool>,
+    mut crowded: watch::Receiver<bool>,
 ) {
     // Answers are small and each is waited for; refused only on a socket that is dead already.
     let _ = stream.set_nodelay(true);
     // HTTP/1's own timer starts only once the protocol is known, so the first request is watched here.
-    let asked = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&asked);
+    let activity = Arc::new(Activity::new());
+    let seen = Arc::clone(&activity);
     let router = router.layer(middleware::from_fn(move |request: Request, next: Next| {
-        seen.store(true, Ordering::Relaxed);
-        next.run(request)
+        let request_in_progress = InProgress::new(Arc::clone(&seen));
+        async move {
+            let response = next.run(request).await;
+            drop(request_in_progress);
+            response
+        }
     }));
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_STALL_MAX));
     let builder = builder();
-    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let serving = builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let mut serving = std::pin::pin!(serving);
     let mut first = std::pin::pin!(tokio::time::sleep(HEAD_READ_MAX));
     let mut is_watched = true;
@@ -129,12 +147,16 @@ async fn connection(
                 break;
             }
             () = &mut first, if is_watched => {
-                if !asked.load(Ordering::Relaxed) {
+                if !activity.asked() {
                     break;
                 }
                 is_watched = false;
             }
             () = told(&mut stopped), if !is_stopping => {
+                is_stopping = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = in_the_way(&mut crowded, &activity), if !is_stopping => {
                 is_stopping = true;
                 serving.as_mut().graceful_shutdown();
             }
@@ -146,6 +168,73 @@ async fn connection(
 /// Completes when the server is told to stop, or when nobody is left to tell it.
 async fn told(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// Completes when others wait for a place and this connection has been idle.
+async fn in_the_way(crowded: &mut watch::Receiver<bool>, activity: &Activity) {
+    loop {
+        if crowded.wait_for(|crowded| *crowded).await.is_err() {
+            // Nobody accepts any more.
+            return std::future::pending().await;
+        }
+        match activity.idle() {
+            Some(idle) if idle >= IDLE_WHEN_CROWDED => return,
+            idle => tokio::time::sleep(IDLE_WHEN_CROWDED - idle.unwrap_or_default()).await,
+        }
+    }
+}
+
+/// What a connection does.
+#[derive(Debug)]
+struct Activity(Mutex<Requests>);
+
+#[derive(Debug)]
+struct Requests {
+    in_progress: usize,
+    asked: bool,
+    last: Instant,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new(Requests { in_progress: 0, asked: false, last: Instant::now() }))
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there has been a request.
+    fn asked(&self) -> bool {
+        self.requests().asked
+    }
+
+    /// For how long there has been no request in progress; `None` while there is one.
+    fn idle(&self) -> Option<Duration> {
+        let requests = self.requests();
+        (requests.in_progress == 0).then(|| requests.last.elapsed())
+    }
+}
+
+/// A request in progress, until it is dropped.
+struct InProgress(Arc<Activity>);
+
+impl InProgress {
+    fn new(activity: Arc<Activity>) -> Self {
+        let mut requests = activity.requests();
+        requests.in_progress += 1;
+        requests.asked = true;
+        drop(requests);
+        Self(activity)
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        let mut requests = self.0.requests();
+        requests.in_progress -= 1;
+        requests.last = Instant::now();
+    }
 }
 
 fn builder() -> Builder<TokioExecutor> {

@@ -9,6 +9,7 @@ use godwit_core::context::Dot;
 use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::op::Write;
 use godwit_core::partition::CommitError;
+use godwit_core::read::ReadError;
 use godwit_core::store::StoreError;
 use godwit_core::time::Hlc;
 use godwit_engine::committer::CommitterHandle;
@@ -77,9 +78,24 @@ pub enum ReadFailure {
     /// The store could not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is more than asked for.
+    #[error("there are more than {max} bytes to read")]
+    TooLarge {
+        /// The limit.
+        max: usize,
+    },
     /// The node has stopped.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl From<ReadError> for ReadFailure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::TooLarge { max } => Self::TooLarge { max },
+            ReadError::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// The node is stopping, has stopped, or has failed.
@@ -177,14 +193,14 @@ impl NodeHandle {
     }
 
     /// Reads a state of the store, on a thread that may block.
-    pub async fn read<T: Send + 'static>(
+    pub async fn read<T: Send + 'static, E: Into<ReadFailure> + Send + 'static>(
         &self,
-        read: impl FnOnce(&Snapshot<'_>) -> Result<T, StoreError> + Send + 'static,
+        read: impl FnOnce(&Snapshot<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ReadFailure> {
         let gate = Arc::clone(&self.0.gate);
         let task = tokio::task::spawn_blocking(move || gate.enter(|store| read(&store.snapshot())));
         match task.await {
-            Ok(Some(outcome)) => Ok(outcome?),
+            Ok(Some(outcome)) => outcome.map_err(Into::into),
             Ok(None) => Err(Stopped.into()),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             // The runtime is going down.
