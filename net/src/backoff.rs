@@ -5,18 +5,18 @@
 
 use std::time::Duration;
 
-use crate::rng::SplitMix64;
+use godwit_core::rng::Rng;
 
 #[derive(Debug)]
 pub(crate) struct Backoff {
     first: Duration,
     cap: Duration,
     next: Duration,
-    rng: SplitMix64,
+    rng: Rng,
 }
 
 impl Backoff {
-    pub(crate) fn new(first: Duration, cap: Duration, rng: SplitMix64) -> Self {
+    pub(crate) fn new(first: Duration, cap: Duration, rng: Rng) -> Self {
         Self { first, cap, next: first.min(cap), rng }
     }
 
@@ -26,7 +26,7 @@ impl Backoff {
         self.next = full.saturating_mul(2).min(self.cap);
         let half = full / 2;
         let half_us = u64::try_from(half.as_micros()).unwrap_or(u64::MAX);
-        half + Duration::from_micros(self.rng.up_to(half_us))
+        half + Duration::from_micros(self.rng.below(half_us.saturating_add(1)))
     }
 
     /// Starts again from the first delay, after success.
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn doubles_up_to_the_cap_and_resets() {
         let ms = Duration::from_millis;
-        let mut backoff = Backoff::new(ms(100), ms(2_000), SplitMix64::new(1));
+        let mut backoff = Backoff::new(ms(100), ms(2_000), Rng::new(1));
         for full in [100, 200, 400, 800, 1_600, 2_000, 2_000] {
             let delay = backoff.next_delay();
             assert!(delay >= ms(full / 2) && delay <= ms(full), "{delay:?} of {full} ms");

@@ -7,11 +7,13 @@
 //!
 //! A link over a public address stays until it ends, even when a dedicated one works again.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use godwit_core::rng::Rng;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
@@ -19,7 +21,6 @@ use crate::backoff::Backoff;
 use crate::config::{LinkClass, PeerAddress};
 use crate::link::{self, CloseCode, Context, Established, LinkEnd, Next};
 use crate::peer::Peer;
-use crate::rng::SplitMix64;
 use crate::sync::{RateLimit, stopped};
 
 /// How many of a name's addresses are tried in one round.
@@ -27,6 +28,11 @@ const RESOLVED_MAX: usize = 8;
 
 /// A peer that cannot be reached is logged as a warning this often.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A seed from the process's hash keys: differs between processes, which is all that jitter needs.
+fn process_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
 
 /// Why an attempt at one address failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +65,7 @@ impl Dialer {
     pub(crate) async fn run(self) {
         let mut stop = self.context.stop.subscribe();
         let timeouts = &self.context.timeouts;
-        let rng = SplitMix64::from_process();
+        let rng = Rng::new(process_seed());
         let mut backoff = Backoff::new(timeouts.backoff_first, timeouts.backoff_max, rng);
         let failures = RateLimit::new(FAILURE_LOG_INTERVAL);
         loop {

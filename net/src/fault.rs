@@ -25,12 +25,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use godwit_core::rng::Rng;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use crate::rng::SplitMix64;
 use crate::sync::lock;
 
 /// Most datagrams that wait in one socket: 1 Gbit/s for a third of a second in datagrams of 1,200 bytes.
@@ -93,7 +93,7 @@ struct Rules {
     all: FaultRule,
     by_address: BTreeMap<SocketAddr, FaultRule>,
     cut_all: bool,
-    rng: SplitMix64,
+    rng: Rng,
 }
 
 impl Rules {
@@ -116,7 +116,7 @@ impl FaultControl {
             all: FaultRule::default(),
             by_address: BTreeMap::new(),
             cut_all: false,
-            rng: SplitMix64::new(seed),
+            rng: Rng::new(seed),
         };
         let inner = Control {
             rules: Mutex::new(rules),
@@ -165,13 +165,14 @@ impl FaultControl {
             count(&self.inner.cut);
             return Verdict::Drop;
         }
-        if rules.rng.hits(rule.loss_ppm) {
+        if hits(&mut rules.rng, rule.loss_ppm) {
             count(&self.inner.lost);
             return Verdict::Drop;
         }
-        let jitter_us = if rule.jitter_us == 0 { 0 } else { rules.rng.up_to(rule.jitter_us) };
+        let jitter_us =
+            if rule.jitter_us == 0 { 0 } else { rules.rng.below(rule.jitter_us.saturating_add(1)) };
         let delay = Duration::from_micros(rule.delay_us.saturating_add(jitter_us));
-        Verdict::Pass { delay, reordered: rules.rng.hits(rule.reorder_ppm) }
+        Verdict::Pass { delay, reordered: hits(&mut rules.rng, rule.reorder_ppm) }
     }
 
     /// Whether a datagram of this address is to be dropped now, and counted as such.
@@ -404,6 +405,11 @@ async fn write(wire: &FaultyWire, datagram: &Datagram, poller: &mut Pin<Box<dyn 
             return;
         }
     }
+}
+
+/// True so many times in a million; a rate of 0 draws nothing.
+fn hits(rng: &mut Rng, ppm: u32) -> bool {
+    ppm != 0 && rng.chance(u64::from(ppm), 1_000_000)
 }
 
 #[cfg(test)]

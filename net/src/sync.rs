@@ -19,7 +19,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// Lets one log line through an interval, and counts those in between, so that a peer cannot fill the log.
 #[derive(Debug)]
-pub(crate) struct RateLimit {
+pub struct RateLimit {
     interval: Duration,
     state: Mutex<RateState>,
 }
@@ -31,12 +31,13 @@ struct RateState {
 }
 
 impl RateLimit {
-    pub(crate) fn new(interval: Duration) -> Self {
+    /// Lets a line through at once, then one each interval.
+    pub fn new(interval: Duration) -> Self {
         Self { interval, state: Mutex::default() }
     }
 
     /// The number of lines suppressed since the last one if a line may be written now, `None` if it may not.
-    pub(crate) fn pass(&self) -> Option<u64> {
+    pub fn pass(&self) -> Option<u64> {
         let now = Instant::now();
         let mut state = lock(&self.state);
         if state.last.is_some_and(|last| now.duration_since(last) < self.interval) {

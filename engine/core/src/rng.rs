@@ -51,6 +51,20 @@ mod tests {
     }
 
     #[test]
+    fn chances_are_as_told_and_repeat_with_the_seed() {
+        let (mut a, mut b) = (Rng::new(7), Rng::new(7));
+        for _ in 0..1_000 {
+            let draw = a.below(10);
+            assert!(draw <= 9);
+            assert_eq!(draw, b.below(10));
+        }
+        assert!(!a.chance(0, 1_000_000));
+        assert!(a.chance(1_000_000, 1_000_000));
+        let hits = (0..10_000).filter(|_| a.chance(100_000, 1_000_000)).count();
+        assert!((800..1_200).contains(&hits), "{hits} hits of 10,000 at a tenth");
+    }
+
+    #[test]
     fn below_stays_below() {
         let mut rng = Rng::new(7);
         let mut seen = [false; 5];

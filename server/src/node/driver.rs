@@ -2,15 +2,15 @@
 //!
 //! It branches on the kind of an input or output, never on what a message means.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::{Mono, Now};
 use godwit_engine::committer::CommitterHandle;
-use godwit_net::{Event, EventReceiver, SendOutcome, TransportHandle};
+use godwit_net::{Event, EventReceiver, RateLimit, SendOutcome, TransportHandle};
 use godwit_proto::node::Alarm;
 use godwit_proto::{Input, LinkId, Node, Output};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -113,7 +113,12 @@ pub(super) struct Sink {
 
 impl Sink {
     pub(super) fn new(replies: Arc<Replies>, transport: Option<TransportHandle>) -> Self {
-        Self { replies, transport, drift: RateLimit::default(), pending: RateLimit::default() }
+        Self {
+            replies,
+            transport,
+            drift: RateLimit::new(ALARM_LOG_INTERVAL),
+            pending: RateLimit::new(ALARM_LOG_INTERVAL),
+        }
     }
 
     pub(super) fn take(&self, output: Output) {
@@ -159,22 +164,5 @@ impl Drop for Sink {
     fn drop(&mut self) {
         // The committer has ended, well or not: nothing will be answered any more.
         self.replies.close();
-    }
-}
-
-/// Lets one line through an interval and counts those in between.
-#[derive(Debug, Default)]
-struct RateLimit(Mutex<(Option<Instant>, u64)>);
-
-impl RateLimit {
-    fn pass(&self) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, suppressed) = &mut *state;
-        if last.is_some_and(|last| last.elapsed() < ALARM_LOG_INTERVAL) {
-            *suppressed += 1;
-            return None;
-        }
-        *last = Some(Instant::now());
-        Some(std::mem::take(suppressed))
     }
 }
