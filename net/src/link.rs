@@ -207,7 +207,13 @@ pub(crate) async fn run(
     };
     let (end, next) = match cause {
         Cause::End(end) => (end, Next::Idle),
-        Cause::Replaced(newer) => (LinkEnd::replaced(), Next::Replacement(newer)),
+        Cause::Replaced(newer) => {
+            // A peer that closed the older one and came again at once is told of by what it said, whichever is noticed
+            // first here.
+            let ended = established.connection.close_reason();
+            let end = ended.map_or_else(LinkEnd::replaced, |error| LinkEnd::lost(&error));
+            (end, Next::Replacement(newer))
+        }
         Cause::Stop => (LinkEnd::shutdown(), Next::Stop),
         Cause::ConsumerGone => {
             context.stop.send_replace(true);
