@@ -9,10 +9,11 @@ use std::collections::VecDeque;
 use godwit_core::context::VersionVector;
 use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
-use godwit_core::op::{Limits, Op, Write};
+use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::read::{self, FieldView, ReadLimits};
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
+use godwit_proto::message::WIRE_VERSION;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
 
 /// Rounds of waiting within one synchronisation: far more than any history needs.
@@ -54,14 +55,19 @@ impl Cluster {
                 cluster: "vectors".into(),
                 node: name.clone(),
                 region: name.clone(),
-                replica: ReplicaId(i as u64 + 1),
+                members: names.iter().filter(|other| *other != name).cloned().collect(),
+                seed: i as u64 + 1,
+                same_place: true,
                 partitions: PARTITIONS,
                 limits: Limits::default(),
                 max_clock_drift_ms: 60_000,
+                idempotency_window_ms: 86_400_000,
                 tuning: Tuning::default(),
             };
-            let store = MemStore::default();
-            Ok(Member { name: name.clone(), node: Node::open(config, &store)?, store })
+            let mut store = MemStore::default();
+            let (node, batch) = Node::open(config, &store)?;
+            store.commit(batch);
+            Ok(Member { name: name.clone(), node, store })
         };
         let members = names.iter().enumerate().map(member).collect::<Result<_, StoreError>>()?;
         Ok(Self { members, now_us: 1_000_000, links: 0 })
@@ -71,7 +77,8 @@ impl Cluster {
     pub fn commit(&mut self, node: usize, record: &RecordId, ops: Vec<Op>) -> Result<(), StepError> {
         self.now_us += 1000;
         let writes = vec![Write { record: record.clone(), ops }];
-        let outputs = self.step(node, Input::Commit { request: RequestId(0), writes })?;
+        let outputs =
+            self.step(node, Input::Commit { request: RequestId(0), writes, terms: Terms::default() })?;
         match outputs
             .into_iter()
             .find_map(|output| if let Output::Reply { reply, .. } = output { Some(reply) } else { None })
@@ -87,6 +94,11 @@ impl Cluster {
             .map_err(|error| StepError(error.to_string()))
     }
 
+    /// The id under which a node writes.
+    pub fn replica(&self, node: usize) -> ReplicaId {
+        self.members[node].node.replica()
+    }
+
     /// What a node has applied.
     pub fn context(&self, node: usize) -> &VersionVector {
         self.members[node].node.context(PARTITION)
@@ -100,7 +112,7 @@ impl Cluster {
         let mut wire: VecDeque<(usize, Message)> = VecDeque::new();
         for (node, peer) in [(from, to), (to, from)] {
             let peer = self.members[peer].name.clone();
-            let outputs = self.step(node, Input::Up { peer, link })?;
+            let outputs = self.step(node, Input::Up { peer, link, wire: WIRE_VERSION })?;
             collect(&mut wire, node, outputs);
         }
         for _ in 0..ROUNDS_MAX {
@@ -110,7 +122,8 @@ impl Cluster {
                 }
                 let receiver = if sender == from { to } else { from };
                 let peer = self.members[sender].name.clone();
-                let outputs = self.step(receiver, Input::Frame { peer, link, bytes: message.encode() })?;
+                let bytes = message.encode(WIRE_VERSION).unwrap_or_default();
+                let outputs = self.step(receiver, Input::Frame { peer, link, bytes })?;
                 collect(&mut wire, receiver, outputs);
             }
             if self.context(to).covers_all(self.context(from)) {

@@ -13,6 +13,7 @@
 //! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
 
 pub mod cluster;
+mod judge;
 pub mod network;
 pub mod oracle;
 pub mod run;

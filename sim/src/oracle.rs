@@ -9,7 +9,7 @@ use std::fmt;
 
 use godwit_core::context::{Dot, VersionVector};
 use godwit_core::digest;
-use godwit_core::ids::{PartitionId, RecordId};
+use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
 use godwit_core::op::Write;
 use godwit_core::partition::{self, CommitError};
 use godwit_core::read::{self, FieldView, ReadLimits, Value};
@@ -61,9 +61,9 @@ pub struct Commit {
     pub partition: PartitionId,
     /// The commit's name.
     pub dot: Dot,
-    /// Its stamp.
-    pub hlc: Hlc,
-    /// What was asked for.
+    /// Its stamp; of a commit that a client asked for.
+    pub hlc: Option<Hlc>,
+    /// What was asked for; nothing, of a commit that the node made of its own accord: that means nothing.
     pub writes: Vec<Write>,
     /// What the origin had applied.
     pub saw: VersionVector,
@@ -102,13 +102,15 @@ impl Oracle {
     pub fn committed(&mut self, commit: &Commit) -> Result<(), Violation> {
         let replica = commit.dot.replica.0;
         let last = self.last_stamps.entry(replica).or_default();
-        if commit.hlc <= *last {
-            return Err(Violation::new(
-                2,
-                format!("stamp {:?} of {} is not after {last:?}", commit.hlc, commit.dot),
-            ));
+        if let Some(hlc) = commit.hlc {
+            if hlc <= *last {
+                return Err(Violation::new(
+                    2,
+                    format!("stamp {hlc:?} of {} is not after {last:?}", commit.dot),
+                ));
+            }
+            *last = hlc;
         }
-        *last = commit.hlc;
         let partition = self.partitions.entry(commit.partition).or_default();
         let saw = partition.visible(&commit.saw)?;
         if !partition.history.is_causally_closed(&saw) {
@@ -120,7 +122,7 @@ impl Oracle {
             .iter()
             .map(|write| {
                 partition.history.push(Event {
-                    stamp: Stamp { hlc: commit.hlc.0, replica },
+                    stamp: Stamp { hlc: last.0, replica },
                     record: write.record.to_string(),
                     ops: write.ops.iter().map(workload::spec_op).collect(),
                     saw: saw.clone(),
@@ -274,12 +276,11 @@ impl Oracle {
         &self,
         id: PartitionId,
         context: &VersionVector,
-        only: Option<u64>,
+        owed_by: impl Fn(ReplicaId) -> bool,
         whose: &str,
     ) -> Result<(), Violation> {
         let Some(partition) = self.partitions.get(&id) else { return Ok(()) };
-        let mut owed =
-            partition.acknowledged.iter().filter(|dot| only.is_none_or(|only| dot.replica.0 == only));
+        let mut owed = partition.acknowledged.iter().filter(|dot| owed_by(dot.replica));
         match owed.find(|dot| !context.covers(*dot)) {
             None => Ok(()),
             Some(dot) => Err(Violation::new(

@@ -8,6 +8,7 @@
 //! elsewhere. All draws are integers, all rates are ratios.
 
 use godwit_core::ids::PartitionId;
+use godwit_core::partition::Sizes;
 use godwit_core::rng::Rng;
 use godwit_proto::Tuning;
 
@@ -53,6 +54,8 @@ pub struct RunConfig {
     pub clock_offsets_ms: Vec<i64>,
     /// How far ahead a remote stamp may be and still be followed.
     pub max_clock_drift_ms: u64,
+    /// How long idempotency keys are remembered.
+    pub idempotency_window_ms: u64,
     /// How long faults and clients go on.
     pub active_us: u64,
     /// The mean time between commits, over all nodes.
@@ -94,7 +97,14 @@ impl RunConfig {
             relay_retry_us: 500_000 + rng.below(3_000_000),
             relay_bytes: 100 << rng.below(12),
             pending_bytes_max: 1_000 << rng.below(14),
-            checkpoint_entries: 1 + rng.below(20),
+            push_commits_max: 1 << rng.below(8),
+            job_delay_us: 1_000 << rng.below(10),
+            job_pause_us: 1_000 << rng.below(6),
+            sizes: Sizes {
+                checkpoint_entries: 1 + rng.below(20),
+                clear_rows: rng.below(4) as usize,
+                sweep_rows: 1 + rng.below(3) as usize,
+            },
         };
         Self {
             partitions: 1 + rng.below(3) as u16,
@@ -104,6 +114,7 @@ impl RunConfig {
             group_max: 1 << rng.below(7),
             clock_offsets_ms: (0..nodes).map(|_| offset(rng)).collect(),
             max_clock_drift_ms: 1 << rng.below(20),
+            idempotency_window_ms: 1_000 << rng.below(10),
             active_us: 5_000_000 + rng.below(25_000_000),
             commit_every_us: 20_000 << rng.below(5),
             fault_every_us: rng.chance(9, 10).then(|| 200_000 << rng.below(5)),

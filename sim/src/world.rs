@@ -7,24 +7,27 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use godwit_core::context::VersionVector;
+use godwit_core::context::{Dot, VersionVector};
 use godwit_core::digest;
 use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
-use godwit_core::op::{Limits, Write};
+use godwit_core::op::{Limits, Terms, Write};
 use godwit_core::partition;
 use godwit_core::rng::Rng;
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
+use godwit_proto::incarnation::CONFIRM_WAIT_US;
+use godwit_proto::message::WIRE_VERSION;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId};
 
+use crate::judge::{Asked, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
 use crate::run::RunConfig;
 use crate::trace::Trace;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
-const ANSWER_US_MAX: u64 = 1_000_000;
+const ANSWER_US_MAX: u64 = CONFIRM_WAIT_US + 1_000_000;
 /// More than any delta of the workload has.
 const SMALL_DELTA_BYTES: usize = 4096;
 /// Wall time at the beginning, in milliseconds since 1970.
@@ -95,12 +98,10 @@ struct Machinery {
     seen: BTreeMap<PartitionId, VersionVector>,
     /// Requests not answered: since when, and what.
     open: BTreeMap<RequestId, Asked>,
-}
-
-#[derive(Debug)]
-struct Asked {
-    since: u64,
-    writes: Vec<Write>,
+    /// Its incarnations that have written something durable, and how much, by partition.
+    written: BTreeMap<(ReplicaId, PartitionId), u64>,
+    /// The same, with what is on its way to the disk.
+    begun: BTreeMap<(ReplicaId, PartitionId), u64>,
 }
 
 /// A batch on its way to the disk.
@@ -156,10 +157,16 @@ impl World {
                 cluster: "sim".into(),
                 node: name.clone(),
                 region: format!("r{i}"),
-                replica: ReplicaId(i as u64 + 1),
+                members: (0..config.nodes)
+                    .filter(|&other| other != i)
+                    .map(|other| format!("n{other}"))
+                    .collect(),
+                seed: 0,
+                same_place: true,
                 partitions: config.partitions,
                 limits: Limits::default(),
                 max_clock_drift_ms: config.max_clock_drift_ms,
+                idempotency_window_ms: config.idempotency_window_ms,
                 tuning: config.tuning.clone(),
             };
             world.nodes.push(Machinery {
@@ -176,6 +183,8 @@ impl World {
                 group_max: config.group_max,
                 seen: BTreeMap::new(),
                 open: BTreeMap::new(),
+                written: BTreeMap::new(),
+                begun: BTreeMap::new(),
             });
             world.start(i)?;
         }
@@ -240,7 +249,9 @@ impl World {
                     format!("{whose} had applied {seen:?} of partition {id}, now {context:?}"),
                 ));
             }
-            self.oracle.has_acknowledged(id, &context, Some(node.config.replica.0), &whose)?;
+            let written = &node.written;
+            let own = |replica| written.contains_key(&(replica, id));
+            self.oracle.has_acknowledged(id, &context, own, &whose)?;
             *seen = context;
         }
         self.check_bounds(i)
@@ -257,7 +268,7 @@ impl World {
                 let digest = digest::partition(&node.disk, id, &context).map_err(broken)?;
                 match &first {
                     None => {
-                        if self.oracle.has_acknowledged(id, &context, None, &node.name).is_err() {
+                        if self.oracle.has_acknowledged(id, &context, |_| true, &node.name).is_err() {
                             return Ok(Some(format!("{} lacks commits of partition {id}", node.name)));
                         }
                         first = Some((context, digest));
@@ -366,7 +377,8 @@ impl World {
         self.trace.line(self.now_us, format_args!("n{i} is asked {}: {writes:?}", request.0));
         let asked = Asked { since: self.now_us, writes: writes.clone() };
         self.nodes[i].open.insert(request, asked);
-        self.input(i, Input::Commit { request, writes })
+        let terms = Terms::default();
+        self.input(i, Input::Commit { request, writes, terms })
     }
 
     fn arrive(&mut self, frame: Frame) -> Result<(), Violation> {
@@ -400,30 +412,23 @@ impl World {
             let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
             for input in member.inbox.drain(..member.group_max.min(member.inbox.len())) {
                 let asked = match &input {
-                    Input::Commit { request, writes } => Some((*request, writes.clone())),
+                    Input::Commit { request, writes, .. } => Some((*request, writes.clone())),
                     _ => None,
                 };
-                let before = asked.as_ref().map(|(_, writes)| {
-                    let id = writes[0].record.partition(self.partitions);
-                    (id, node.context(id).clone())
+                let before = asked.map(|(request, writes)| {
+                    let partition = writes[0].record.partition(self.partitions);
+                    (request, Refusable { partition, writes, saw: node.context(partition).clone() })
                 });
                 let answered = effects.outputs.len();
                 node.handle(now, input, &member.disk, &mut effects).map_err(stopped)?;
-                let (Some((request, writes)), Some((partition, saw))) = (asked, before) else { continue };
-                let mut answers = effects.outputs[answered..].iter();
-                let answer = answers.find_map(|output| match output {
-                    Output::Reply { request: answered, reply } if *answered == request => Some(reply),
-                    _ => None,
-                });
-                if let Some(Reply::Committed { commit: Some((dot, hlc)), .. }) = answer {
-                    commits.push(Commit { partition, dot: *dot, hlc: *hlc, writes, saw });
-                } else {
-                    let verdict = Verdict { partition, writes, saw, answer: answer.cloned() };
-                    verdict.check(&mut self.oracle, &commits)?;
-                }
+                let step = Stepped { node, open: &member.open, written: &mut member.begun, before };
+                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle)?;
             }
             if due {
+                let answered = effects.outputs.len();
                 node.handle_timeout(now, &member.disk, &mut effects).map_err(stopped)?;
+                let step = Stepped { node, open: &member.open, written: &mut member.begun, before: None };
+                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle)?;
             }
             if effects.batch.is_empty() {
                 self.release(i, effects.outputs)?;
@@ -448,6 +453,7 @@ impl World {
         for commit in &group.commits {
             self.oracle.accepted(commit.partition, &commit.writes, &commit.saw)?;
             self.oracle.committed(commit)?;
+            self.nodes[i].written.insert((commit.dot.replica, commit.partition), commit.dot.counter);
         }
         self.nodes[i].disk.commit(group.effects.batch);
         Ok(group.effects.outputs)
@@ -456,7 +462,7 @@ impl World {
     fn release(&mut self, i: usize, outputs: Vec<Output>) -> Result<(), Violation> {
         for output in outputs {
             match output {
-                Output::Send { peer, link, message } => self.send(i, &peer, link, &message),
+                Output::Send { peer, link, wire, message } => self.send(i, &peer, link, wire, &message)?,
                 Output::Close { peer, reason, .. } => {
                     return Err(Violation::new(10, format!("n{i} closes its link to {peer}: {reason}")));
                 }
@@ -467,14 +473,24 @@ impl World {
         Ok(())
     }
 
-    fn send(&mut self, i: usize, peer: &str, link: LinkId, message: &Message) {
-        let Some(to) = self.nodes.iter().position(|node| node.name == peer) else { return };
-        let bytes = message.encode();
+    fn send(
+        &mut self,
+        i: usize,
+        peer: &str,
+        link: LinkId,
+        wire: u8,
+        message: &Message,
+    ) -> Result<(), Violation> {
+        let Some(to) = self.nodes.iter().position(|node| node.name == peer) else { return Ok(()) };
+        let Some(bytes) = message.encode(wire) else {
+            return Err(Violation::new(10, format!("n{i} sends {} on wire version {wire}", message.name())));
+        };
         self.trace.line(
             self.now_us,
             format_args!("n{i} sends {} to {peer}: {} bytes", message.name(), bytes.len()),
         );
         self.transmit(Frame { from: i, to, link: link.0, bytes });
+        Ok(())
     }
 
     fn transmit(&mut self, frame: Frame) {
@@ -493,7 +509,7 @@ impl World {
             return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.writes)));
         }
         self.trace.line(self.now_us, format_args!("n{i} answers {}: {reply:?}", request.0));
-        if let Reply::Committed { partition, commit: Some((dot, _)) } = reply {
+        if let Reply::Committed { partition, commit: Some((dot, _)), .. } = reply {
             self.oracle.acknowledged(*partition, *dot);
             self.acknowledged += 1;
         }
@@ -510,8 +526,8 @@ impl World {
         };
         self.trace.line(self.now_us, format_args!("n{a} and n{b} connect as {link}"));
         let (of_a, of_b) = (self.nodes[a].name.clone(), self.nodes[b].name.clone());
-        self.input(a, Input::Up { peer: of_b, link: LinkId(link) })?;
-        self.input(b, Input::Up { peer: of_a, link: LinkId(link) })
+        self.input(a, Input::Up { peer: of_b, link: LinkId(link), wire: WIRE_VERSION })?;
+        self.input(b, Input::Up { peer: of_a, link: LinkId(link), wire: WIRE_VERSION })
     }
 
     /// Ends a connection: each side that is up learns of it in its own time, and a new one is tried.
@@ -527,10 +543,14 @@ impl World {
     }
 
     fn start(&mut self, i: usize) -> Result<(), Violation> {
+        let seed = self.rng.draw();
         let member = &mut self.nodes[i];
-        let node = Node::open(member.config.clone(), &member.disk);
-        let node =
-            node.map_err(|error| Violation::new(3, format!("{} does not start: {error}", member.name)))?;
+        member.config.seed = seed;
+        let opened = Node::open(member.config.clone(), &member.disk);
+        let (node, batch) =
+            opened.map_err(|error| Violation::new(3, format!("{} does not start: {error}", member.name)))?;
+        member.disk.commit(batch);
+        member.begun = member.written.clone();
         member.life += 1;
         member.node = Some(node);
         self.trace.line(self.now_us, format_args!("n{i} starts"));
@@ -598,33 +618,6 @@ impl World {
                 Err(Violation::new(9, format!("n{i} has {} bytes in flight to {name}", peer.in_flight_bytes)))
             }
             None => Ok(()),
-        }
-    }
-}
-
-/// An answer without a commit, to be judged.
-struct Verdict {
-    partition: PartitionId,
-    writes: Vec<Write>,
-    saw: VersionVector,
-    answer: Option<Reply>,
-}
-
-impl Verdict {
-    /// Commits of the same group are not in the oracle's history yet: a verdict that depends on them is left out.
-    fn check(self, oracle: &mut Oracle, group: &[Commit]) -> Result<(), Violation> {
-        if group.iter().any(|commit| commit.partition == self.partition) {
-            return Ok(());
-        }
-        match self.answer {
-            Some(Reply::Committed { .. }) => {
-                oracle.accepted(self.partition, &self.writes, &self.saw)?;
-                oracle.changed_nothing(self.partition, &self.writes, &self.saw)
-            }
-            Some(Reply::Refused(refusal)) => {
-                oracle.refused(self.partition, &self.writes, &self.saw, &refusal)
-            }
-            other => Err(Violation::new(8, format!("{:?} was answered with {other:?}", self.writes))),
         }
     }
 }

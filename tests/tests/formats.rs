@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use expect_test::{Expect, expect};
 use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::json::Json;
-use godwit_core::op::{Limits, Op, Write};
-use godwit_core::partition::Partition;
+use godwit_core::op::{Limits, Op, Terms, Write};
+use godwit_core::partition::{Committed, Partition};
 use godwit_core::store::{Batch, Family, MemStore, StoreRead, Txn};
 use godwit_core::time::Hlc;
 
@@ -29,7 +29,9 @@ fn written() -> (MemStore, Vec<String>) {
         let writes = [Write { record: record.clone(), ops }];
         let mut txn = Txn::new(store, &mut batch);
         let stamp = || Hlc((1_700_000_000_000 << 16) + replica);
-        let applied = partition.commit(&mut txn, &writes, &Limits::default(), stamp).unwrap().unwrap();
+        let (terms, limits) = (Terms::default(), Limits::default());
+        let done = partition.commit(&mut txn, &writes, &terms, &limits, (0, 0), stamp).unwrap();
+        let Committed::Applied(applied) = done else { panic!("{done:?}") };
         store.commit(batch);
         deltas.push(hex(applied.encoded.as_bytes()));
     };

@@ -9,12 +9,12 @@ use godwit_core::delta::{Delta, EncodedDelta};
 use godwit_core::digest;
 use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::json::Json;
-use godwit_core::op::{Limits, Op, Write};
-use godwit_core::partition::{Partition, Received};
+use godwit_core::op::{Limits, Op, Terms, Write};
+use godwit_core::partition::{Applied, CommitError, Committed, Partition, Received};
 use godwit_core::read::{self, ReadLimits};
 use godwit_core::rng::Rng;
 use godwit_core::store::{Batch, Family, MemStore, StoreError, StoreRead, Txn, Visit};
-use godwit_core::time::{HlcClock, Wall};
+use godwit_core::time::{Hlc, HlcClock, Wall};
 use godwit_sim::oracle::as_spec;
 use godwit_sim::spec::{Event, EventId, EventSet, History, Stamp};
 use godwit_sim::workload::spec_op;
@@ -54,7 +54,7 @@ impl Replica {
             let mut batch = Batch::default();
             let received = self
                 .partition
-                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX)
+                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX, 0)
                 .unwrap();
             assert_ne!(received, Received::Dropped);
             self.clock.observe(hlc, Wall(0));
@@ -65,6 +65,21 @@ impl Replica {
 
     fn digest(&self) -> [u8; 32] {
         digest::partition(&self.store, HOME, self.partition.context()).unwrap()
+    }
+}
+
+/// Commits as a client without a token or a key does.
+fn commit(
+    partition: &mut Partition,
+    txn: &mut Txn<'_, impl StoreRead>,
+    writes: &[Write],
+    limits: &Limits,
+    stamp: impl FnOnce() -> Hlc,
+) -> Result<Option<Applied>, CommitError> {
+    match partition.commit(txn, writes, &Terms::default(), limits, (0, 0), stamp)? {
+        Committed::Applied(applied) => Ok(Some(applied)),
+        Committed::Unchanged => Ok(None),
+        Committed::Repeated(_) => panic!("a commit without a key"),
     }
 }
 
@@ -120,16 +135,17 @@ proptest! {
                     let mut batch = Batch::default();
                     let stamp = || clock.tick(Wall(0));
                     let mut txn = Txn::new(store, &mut batch);
-                    let outcome = partition.commit(&mut txn, &writes, &Limits::default(), stamp);
+                    let outcome = commit(partition, &mut txn, &writes, &Limits::default(), stamp);
                     prop_assert_eq!(outcome.is_err(), refused.is_some(), "{:?}: {:?}", ops, outcome);
                     store.commit(batch);
                     if let Ok(Some(applied)) = outcome {
-                        let replica = applied.dot.replica.0;
+                        let dot = applied.dots.only().unwrap();
+                        let replica = dot.replica.0;
                         let stamp = Stamp { hlc: applied.hlc.0, replica };
                         let ops = ops.iter().map(spec_op).collect();
                         let event = history.push(Event { stamp, record: name.clone(), ops, saw: visible.clone() });
                         visible.insert(event);
-                        deltas.insert((replica, applied.dot.counter), (applied.encoded, event));
+                        deltas.insert((replica, dot.counter), (applied.encoded, event));
                     }
                 }
                 Step::Sync(from, to) => {
@@ -188,7 +204,7 @@ fn what_is_accepted_can_be_read_by_peers() {
         let writes = [Write { record: record(), ops: vec![add(0..count, length)] }];
         let mut batch = Batch::default();
         let mut txn = Txn::new(&store, &mut batch);
-        let outcome = partition.commit(&mut txn, &writes, &limits, Default::default);
+        let outcome = commit(&mut partition, &mut txn, &writes, &limits, Default::default);
         if let Ok(Some(applied)) = &outcome {
             Delta::decode(&applied.encoded).unwrap();
         }
@@ -231,14 +247,14 @@ fn a_commit_reads_in_proportion_to_its_operations() {
             let mut batch = Batch::default();
             let writes = [Write { record: record(), ops: chunk.to_vec() }];
             let mut txn = Txn::new(&store, &mut batch);
-            partition.commit(&mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap();
+            commit(&mut partition, &mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap();
             store.commit(batch);
         }
         let counting = Counting { store: &store, reads: Cell::new(0) };
         let mut batch = Batch::default();
         let writes = [Write { record: record(), ops }];
         let mut txn = Txn::new(&counting, &mut batch);
-        partition.commit(&mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap().unwrap();
+        commit(&mut partition, &mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap().unwrap();
         counting.reads.get()
     };
     let members = |range: std::ops::Range<usize>| range.map(member).collect::<Vec<_>>();

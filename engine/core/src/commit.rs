@@ -16,23 +16,25 @@ use edit::RecordEdit;
 
 use crate::context::{Dot, VersionVector};
 use crate::delta::RecordDelta;
-use crate::ids::PartitionId;
+use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
-use crate::op::{Limits, Op, Reason, Refusal, Write};
+use crate::op::{Limits, Op, Reason, Refusal, Terms, Write};
+use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
 
-/// Evaluates one write against what is seen: `own` is the commit's dot, `seen` the node's context.
-/// `None` if it changes nothing.
+/// Evaluates one write: `own` is the commit's dot, `context` what the node has applied. `None` if it changes nothing.
 pub fn evaluate(
     store: &impl StoreRead,
     partition: PartitionId,
     write: &Write,
     own: Dot,
-    seen: &VersionVector,
+    context: &VersionVector,
+    terms: &Terms,
     limits: &Limits,
 ) -> Result<Option<RecordDelta>, EvaluateError> {
     check_sizes(write, limits)?;
-    let mut edit = RecordEdit::new(store, keys::record_prefix(partition, &write.record), own);
+    let prefix = keys::record_prefix(partition, &write.record);
+    let mut edit = RecordEdit::new(store, prefix, own, context, terms);
     for (op, operation) in write.ops.iter().enumerate() {
         let refuse = |reason| EvaluateError::Refused(Refusal { op, reason });
         if let Some((field, ty)) = operation.target() {
@@ -42,9 +44,29 @@ pub fn evaluate(
                 return Err(refuse(Reason::TooManyFields { max: limits.fields_max }));
             }
         }
-        edit.apply(operation)?;
+        edit.apply(operation)?.map_err(refuse)?;
     }
-    Ok(edit.finish(&write.record, seen))
+    Ok(edit.finish(&write.record))
+}
+
+/// What folding changes of a counter: of its sums, and of those keyed increments whose window has ended.
+/// `None` if there is nothing to fold. See [`crate::types::counter::fold`] and [`crate::types::keyed`].
+pub fn fold(
+    store: &impl StoreRead,
+    partition: PartitionId,
+    (record, field, ty): (&RecordId, &Field, FieldType),
+    slots: &[Vec<u8>],
+    own: Dot,
+    context: &VersionVector,
+) -> Result<Option<RecordDelta>, StoreError> {
+    let terms = Terms::default();
+    let mut edit = RecordEdit::new(store, keys::record_prefix(partition, record), own, context, &terms);
+    if ty == FieldType::KEYED {
+        edit.fold_keyed(field, slots)?;
+    } else {
+        edit.fold_sums(field)?;
+    }
+    Ok(edit.finish(record))
 }
 
 /// Why a write was not evaluated.

@@ -5,6 +5,8 @@
 //! | `rows` | partition (2) · record hash (8) · namespace 0 · key 0 · field 0 · type (1) · slot · replica (8) [· counter (8)] |
 //! | `log`  | partition (2) · kind (1: 0 entry, 1 checkpoint) · index (8) |
 //! | `keys` | namespace 0 · key |
+//! | `fields` | as `rows`, up to and with the type |
+//! | `requests` | 0 · namespace 0 · idempotency key (16) · partition (2), or 1 · time (8) · the same |
 //! | `meta` | a name, then its bytes |
 //!
 //! Integers are big-endian, so byte order is numeric order. Names end in a zero byte, which no name holds, so
@@ -13,7 +15,7 @@
 
 use crate::codec::CodecError;
 use crate::context::Dot;
-use crate::ids::{Field, Namespace, PartitionId, RecordId, ReplicaId};
+use crate::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
 use crate::row::{FieldType, Row, RowValue};
 
 /// The first bytes of all rows of a partition.
@@ -88,6 +90,74 @@ pub fn parse_field<'k>(
     Ok((field, FieldType(ty), rest))
 }
 
+/// The record, field and type of a key of `fields`.
+pub fn parse_type_prefix(key: &[u8]) -> Result<(RecordId, Field, FieldType), CodecError> {
+    let names = key.get(10..).ok_or_else(|| malformed("a field's key is too short"))?;
+    let mut parts = names.splitn(4, |&byte| byte == 0);
+    let mut name = || {
+        let part = parts.next().ok_or_else(|| malformed("a field's key lacks a name"))?;
+        std::str::from_utf8(part).map_err(|_| malformed("a name that is no UTF-8"))
+    };
+    let invalid = |error: crate::ids::NameError| malformed(&error.to_string());
+    let namespace = Namespace::new(name()?).map_err(invalid)?;
+    let key = Key::new(name()?).map_err(invalid)?;
+    let field = Field::new(name()?).map_err(invalid)?;
+    match parts.next() {
+        Some(&[ty]) => Ok((RecordId { namespace, key }, field, FieldType(ty))),
+        _ => Err(malformed("a field's key does not end with its type")),
+    }
+}
+
+/// Work left to do on a field and type, or on one slot of it, in `meta`.
+pub fn job(type_prefix: &[u8], slot: &[u8]) -> Vec<u8> {
+    [JOB, type_prefix, slot].concat()
+}
+
+/// The field's key ([`type_prefix`]) and the slot of a job's.
+pub fn parse_job(job: &[u8]) -> Result<(&[u8], &[u8]), CodecError> {
+    let key = job.strip_prefix(JOB).ok_or_else(|| malformed("not a job's key"))?;
+    let ends = key.iter().enumerate().skip(10).filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
+    // The third name ends before the type.
+    let end = ends.skip(2).next().map(|end| end + 2).filter(|end| *end <= key.len());
+    let end = end.ok_or_else(|| malformed("a job's key is too short"))?;
+    Ok(key.split_at(end))
+}
+
+/// Jobs of a partition.
+pub fn jobs(partition: PartitionId) -> Vec<u8> {
+    job(&partition_prefix(partition), &[])
+}
+
+/// An idempotency key's entry.
+pub fn request(namespace: &Namespace, key: &[u8; 16], partition: PartitionId) -> Vec<u8> {
+    let mut bytes = vec![0];
+    push_request(&mut bytes, namespace, key, partition);
+    bytes
+}
+
+/// The same in the order of time, in milliseconds since 1970.
+pub fn request_at(millis: u64, namespace: &Namespace, key: &[u8; 16], partition: PartitionId) -> Vec<u8> {
+    let mut bytes = vec![1];
+    bytes.extend_from_slice(&millis.to_be_bytes());
+    push_request(&mut bytes, namespace, key, partition);
+    bytes
+}
+
+/// The time of a key made by [`request_at`], and the key made by [`request`] that belongs to it.
+pub fn parse_request_at(key: &[u8]) -> Result<(u64, Vec<u8>), CodecError> {
+    let millis = key.get(1..9).ok_or_else(|| malformed("a request's key is too short"))?;
+    Ok((be_u64(millis), [&[0], &key[9..]].concat()))
+}
+
+/// The first bytes of all keys made by [`request_at`].
+pub const REQUESTS_BY_TIME: &[u8] = &[1];
+
+fn push_request(bytes: &mut Vec<u8>, namespace: &Namespace, key: &[u8; 16], partition: PartitionId) {
+    push_name(bytes, namespace.as_str());
+    bytes.extend_from_slice(key);
+    bytes.extend_from_slice(&partition.0.to_be_bytes());
+}
+
 /// A log entry's key.
 pub fn log_entry(partition: PartitionId, index: u64) -> Vec<u8> {
     log_key(partition, 0, index)
@@ -124,8 +194,17 @@ pub fn partition_meta(partition: PartitionId) -> Vec<u8> {
     key
 }
 
+const JOB: &[u8] = b"job/";
 /// The greatest stamp of the node's clock, in `meta`.
 pub const CLOCK: &[u8] = b"clock";
+/// The node's incarnation, in `meta`.
+pub const INCARNATION: &[u8] = b"incarnation";
+
+/// What was last heard of the process of a peer, in `meta`.
+pub fn instance(peer: &str) -> Vec<u8> {
+    [b"instance/", peer.as_bytes()].concat()
+}
+
 /// The node's identity, in `meta`.
 pub const IDENTITY: &[u8] = b"identity";
 /// The format version of the whole store, in `meta`.
@@ -170,7 +249,6 @@ fn malformed(what: &str) -> CodecError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Key;
     use crate::time::Hlc;
     use proptest::prelude::*;
 
@@ -191,7 +269,8 @@ mod tests {
             key in "[a-z{}/]{1,9}", name in "[a-zA-Z é]{1,5}", ty: u8, slot: Vec<u8>,
             replica: u64, counter: u64, hlc: u64, payload: Vec<u8>
         ) {
-            let prefix = record_prefix(PartitionId(3), &record(&key));
+            let name_of = key;
+            let prefix = record_prefix(PartitionId(3), &record(&name_of));
             let row = Row {
                 field: Field::new(name).unwrap(),
                 ty: FieldType(ty),
@@ -202,6 +281,10 @@ mod tests {
             };
             let key = row_key(&prefix, &row.field, row.ty, &row.slot, row.dot);
             let value = RowValue { counter, hlc: row.hlc, payload: row.payload.clone() }.encode();
+            let field_key = type_prefix(&prefix, &row.field, row.ty);
+            prop_assert_eq!(parse_type_prefix(&field_key), Ok((record(&name_of), row.field.clone(), row.ty)));
+            let of_slot = job(&field_key, &row.slot);
+            prop_assert_eq!(parse_job(&of_slot), Ok((field_key.as_slice(), row.slot.as_slice())));
             prop_assert_eq!(parse_row(&prefix, &key, &value), Ok(row));
         }
 
@@ -209,6 +292,8 @@ mod tests {
         fn junk_never_panics(key: Vec<u8>, value: Vec<u8>) {
             let _ = parse_row(&[], &key, &value);
             let _ = log_index(&key);
+            let _ = parse_type_prefix(&key);
+            let _ = parse_request_at(&key);
         }
     }
 }

@@ -8,7 +8,8 @@
 //! 1. [`ids`], [`time`], [`context`]: names, stamps, dots and version vectors;
 //! 2. [`row`] and [`delta`]: what is stored, and what one commit changed;
 //! 3. [`types`]: one module a CRDT type, each with its semantics and its invariant in the header;
-//! 4. [`commit`]: operations to delta; [`partition`]: deltas to rows, log and context;
+//! 4. [`commit`]: operations to delta; [`partition`]: deltas to rows, log and context; [`interval`]: runs of deltas;
+//!    [`fields`] and [`requests`]: what a node remembers besides;
 //! 5. [`read`]: rows to values;
 //! 6. [`store`] and [`machine`]: the two boundaries to the world.
 
@@ -17,13 +18,16 @@ pub mod commit;
 pub mod context;
 pub mod delta;
 pub mod digest;
+pub mod fields;
 pub mod ids;
+pub mod interval;
 pub mod json;
 pub mod keys;
 pub mod machine;
 pub mod op;
 pub mod partition;
 pub mod read;
+pub mod requests;
 pub mod rng;
 pub mod row;
 pub mod store;

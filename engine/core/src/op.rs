@@ -1,5 +1,7 @@
 //! Operations of clients, their limits, and why a commit is refused.
 
+use crate::context::{Dot, Seen, VersionVector};
+use crate::delta::RequestKey;
 use crate::ids::{Field, Member, RecordId};
 use crate::json::Json;
 use crate::row::FieldType;
@@ -55,6 +57,18 @@ pub enum Op {
 }
 
 impl Op {
+    /// Whether the operation acts on what its client has seen, if that is said; the others act on what the node has.
+    pub fn acts_on_seen(&self) -> bool {
+        match self {
+            Self::Set { .. }
+            | Self::Disable { .. }
+            | Self::Remove { .. }
+            | Self::Clear { .. }
+            | Self::Delete => true,
+            Self::Incr { .. } | Self::Enable { .. } | Self::Add { .. } => false,
+        }
+    }
+
     /// The field and type that the operation needs; `None` if it takes any.
     pub fn target(&self) -> Option<(&Field, FieldType)> {
         match self {
@@ -74,6 +88,31 @@ pub struct Write {
     pub record: RecordId,
     /// What to do, in order.
     pub ops: Vec<Op>,
+}
+
+/// The terms of a commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// What the client says it has seen: its `set`s and removals act on that. Without it they act on all that the node
+    /// has applied, as other operations do in any case.
+    pub seen: Option<Seen>,
+    /// The idempotency key.
+    pub request: Option<RequestKey>,
+}
+
+impl Terms {
+    /// What a client has seen of the partition after a commit on these terms: what it said it had, and the commit; or all
+    /// that the node has, if it did not say or one of the operations acted on that.
+    pub fn seen_after(&self, writes: &[Write], commit: Option<Dot>, context: VersionVector) -> Seen {
+        match &self.seen {
+            Some(seen) if writes.iter().flat_map(|write| &write.ops).all(Op::acts_on_seen) => {
+                let mut seen = seen.clone();
+                commit.into_iter().for_each(|dot| seen.insert(dot));
+                seen
+            }
+            _ => Seen::all_of(context),
+        }
+    }
 }
 
 /// Limits on what clients may write. Peers' deltas are held to the wire's limits instead: a node must apply
@@ -120,6 +159,14 @@ pub enum Reason {
         found: FieldType,
         /// The operation's type.
         wanted: FieldType,
+    },
+    /// A removal over increments that the client has not seen.
+    #[error(
+        "counter {field:?} has increments that the token does not cover, and sums cannot be split: read the record again"
+    )]
+    StaleSeen {
+        /// The counter.
+        field: Field,
     },
     /// A value above the limit.
     #[error("the value has {found} bytes, at most {max} are allowed")]

@@ -5,16 +5,22 @@
 //!
 //! - *Own counters are contiguous.* A commit takes the counter after the last one of this replica, in the
 //!   batch that writes its rows, its log entry and the context that covers it.
-//! - *Causal application.* A delta is applied when its origin's previous delta and all its dependencies are:
-//!   once, whole, in one batch with its log entry and the context. What waits is not in the context.
-//! - *Rows are a function of the deltas applied.* A row is put by its origin's delta, in the order of that
+//! - *Causal application.* A delta is applied when the previous deltas of its origins and all its dependencies are:
+//!   once, whole, in one batch with its log entry and the context. What waits is not in the context. An interval of which
+//!   some commits are applied already adds the others.
+//! - *Rows are a function of the commits applied.* A row is put by its origin's delta, in the order of that
 //!   origin's counters; a kill or clear takes only dots in its past, which are applied before it. So deltas
-//!   that did not see each other commute, and equal contexts mean equal rows, byte for byte.
+//!   that did not see each other commute, and equal contexts mean equal live rows, byte for byte. (Rows that a clear took
+//!   may be there still, dead and unswept: see [`crate::fields`].)
 //! - *Nothing from the future.* A delta whose kills or clears name dots that its dependencies do not cover is refused:
 //!   its origin cannot have seen them, and what it would remove depended on the order of arrival.
 //! - *Bounded waiting.* Deltas that wait are held as long as there is room; beyond it they are dropped, to be sent
 //!   again. A delta that can be applied is never dropped, so the least missing one in causal order always makes
-//!   progress.
+//!   progress. Intervals do not wait: a run of a log is causally closed given what its receiver said it has, so one that
+//!   cannot be applied follows one that was lost, and comes again. Hence no two wait for each other in a circle.
+
+mod apply;
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -23,14 +29,17 @@ use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
 use crate::commit::{self, EvaluateError};
-use crate::context::{Dot, VersionVector};
-use crate::delta::{Clear, Delta, EncodedDelta, FieldDelta, MAX_DELTA_BYTES, RecordDelta};
+use crate::context::{Dot, DotRanges, VersionVector};
+use crate::delta::{Delta, EncodedDelta, MAX_DELTA_BYTES, RecordDelta, Request};
 use crate::ids::{PartitionId, ReplicaId};
 use crate::keys;
-use crate::op::{Limits, Reason, Refusal, Write};
-use crate::row::RowValue;
+use crate::op::{Limits, Reason, Refusal, Terms, Write};
+use crate::requests::{self, Known};
+use crate::row::FieldType;
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
+
+pub use sweep::{Fold, Step};
 
 /// What a delta that waits costs beyond its bytes.
 const PENDING_OVERHEAD_BYTES: usize = 256;
@@ -43,7 +52,23 @@ pub const CHECKPOINT_ENTRIES: u64 = 1024;
 
 const META_VERSION: u8 = 1;
 const CHECKPOINT_VERSION: u8 = 1;
-const KEY_MARK: &[u8] = &[1];
+
+/// Sizes of a partition's work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes {
+    /// The interval of checkpoints in the log of a partition without entries, at least 1.
+    pub checkpoint_entries: u64,
+    /// Rows of a field that a clear removes at once if there are no more.
+    pub clear_rows: usize,
+    /// Rows that one step of a sweep looks at, at least 1.
+    pub sweep_rows: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { checkpoint_entries: CHECKPOINT_ENTRIES, clear_rows: 256, sweep_rows: 1024 }
+    }
+}
 
 /// The durable state of a partition besides rows and log.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -58,11 +83,15 @@ struct PartitionMeta {
 pub struct Partition {
     id: PartitionId,
     replica: ReplicaId,
+    sizes: Sizes,
     meta: PartitionMeta,
     /// Entries of the context that changed since the last own delta: the next one's dependencies.
     news: VersionVector,
     pending: BTreeMap<Dot, Pending>,
     pending_bytes: usize,
+    has_jobs: bool,
+    /// Where the next job is looked for.
+    job_turn: Option<Vec<u8>>,
 }
 
 /// A delta that waits: decoded again when its time comes, since the decoded form is many times larger.
@@ -77,12 +106,23 @@ struct Pending {
 pub struct Applied {
     /// Its place in the log.
     pub index: u64,
-    /// The commit.
-    pub dot: Dot,
-    /// Its stamp.
+    /// The commits.
+    pub dots: DotRanges,
+    /// The greatest of their stamps.
     pub hlc: Hlc,
     /// Its bytes.
     pub encoded: EncodedDelta,
+}
+
+/// What became of a client's commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// It was applied.
+    Applied(Applied),
+    /// There was nothing to change.
+    Unchanged,
+    /// It was made before, under the same idempotency key: the commit and its stamp, if it changed anything.
+    Repeated(Option<(Dot, Hlc)>),
 }
 
 /// What became of a peer's delta.
@@ -96,6 +136,8 @@ pub enum Received {
     Waits,
     /// It would have to wait and there is no room: it must be sent again.
     Dropped,
+    /// An interval that does not continue what is here: it must be asked for again.
+    OutOfOrder,
     /// No correct node makes such a delta.
     Refused(CodecError),
 }
@@ -104,25 +146,42 @@ impl Partition {
     /// Reads the partition's state. Dependencies of its next own delta are then all that it has: a superset
     /// of what changed since the last one.
     pub fn open(store: &impl StoreRead, id: PartitionId, replica: ReplicaId) -> Result<Self, StoreError> {
-        Self::open_with(store, id, replica, CHECKPOINT_ENTRIES)
+        Self::open_with(store, id, replica, Sizes::default())
     }
 
-    /// The same, with the interval of checkpoints (at least 1) that a partition without entries is to have.
+    /// The same with other sizes.
     pub fn open_with(
         store: &impl StoreRead,
         id: PartitionId,
         replica: ReplicaId,
-        checkpoint_entries: u64,
+        sizes: Sizes,
     ) -> Result<Self, StoreError> {
         let begun = read_meta(store, id)?;
         let meta = begun.unwrap_or(PartitionMeta {
             context: VersionVector::new(),
             log_last: 0,
-            checkpoint_entries: checkpoint_entries.max(1),
+            checkpoint_entries: sizes.checkpoint_entries.max(1),
         });
         let mut news = meta.context.clone();
         news.remove(replica);
-        Ok(Self { id, replica, meta, news, pending: BTreeMap::new(), pending_bytes: 0 })
+        Ok(Self {
+            id,
+            replica,
+            sizes,
+            meta,
+            news,
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
+            has_jobs: true,
+            job_turn: None,
+        })
+    }
+
+    /// Goes on under another replica id: a new incarnation of the node.
+    pub fn reincarnate(&mut self, replica: ReplicaId) {
+        self.replica = replica;
+        self.news = self.meta.context.clone();
+        self.news.remove(replica);
     }
 
     /// What is applied, the uncommitted batch included.
@@ -133,6 +192,13 @@ impl Partition {
     /// The counter of the last own commit.
     pub fn own_counter(&self) -> u64 {
         self.meta.context.get(self.replica)
+    }
+
+    /// The counter of a replica's last commit that is here, applied or waiting.
+    pub fn last_held(&self, replica: ReplicaId) -> u64 {
+        let waiting = self.pending.range(..=Dot { replica, counter: u64::MAX }).next_back();
+        let waiting = waiting.filter(|(dot, _)| dot.replica == replica).map_or(0, |(dot, _)| dot.counter);
+        waiting.max(self.meta.context.get(replica))
     }
 
     /// The index of the last log entry, 0 if there is none.
@@ -166,32 +232,92 @@ impl Partition {
         Ok(below * every + 1)
     }
 
-    /// Commits a client's writes, all of them records of this partition, atomically. `stamp` is asked for a
-    /// stamp only if something changes; `None` comes back if nothing does.
+    /// Commits a client's writes, all of them records of this partition and of one namespace, atomically. `stamp` is asked
+    /// for a stamp only if something changes. `oldest_ms` is the time before which idempotency keys no longer count, `now_ms`
+    /// the node's.
     pub fn commit<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         writes: &[Write],
+        terms: &Terms,
         limits: &Limits,
+        (now_ms, oldest_ms): (u64, u64),
         stamp: impl FnOnce() -> Hlc,
-    ) -> Result<Option<Applied>, CommitError> {
-        let dot = Dot { replica: self.replica, counter: self.own_counter() + 1 };
+    ) -> Result<Committed, CommitError> {
+        let Some(namespace) = writes.first().map(|write| write.record.namespace.clone()) else {
+            return Err(CommitError::Empty);
+        };
+        if let Some(id) = terms.request
+            && let Some(known) = requests::find(txn, &namespace, &id.key, self.id, oldest_ms)?
+        {
+            return match known.asked == id.asked {
+                true => Ok(Committed::Repeated(known.commit)),
+                false => Err(CommitError::KeyReused),
+            };
+        }
+        let dot = self.next_dot();
         let mut records: Vec<RecordDelta> = Vec::new();
         for (write, asked) in writes.iter().enumerate() {
             let refused = |refusal| CommitError::Refused { write, refusal };
             if writes[..write].iter().any(|earlier| earlier.record == asked.record) {
                 return Err(CommitError::RecordTwice { write });
             }
-            match commit::evaluate(txn, self.id, asked, dot, &self.meta.context, limits) {
+            match commit::evaluate(txn, self.id, asked, dot, &self.meta.context, terms, limits) {
                 Ok(record) => records.extend(record),
                 Err(EvaluateError::Refused(refusal)) => return Err(refused(refusal)),
                 Err(EvaluateError::Store(error)) => return Err(error.into()),
             }
         }
         if records.is_empty() {
-            return Ok(None);
+            if let Some(id) = terms.request {
+                let known = Known::new(id, None, now_ms, Vec::new());
+                requests::remember(txn, &namespace, &id.key, self.id, &known, oldest_ms)?;
+            }
+            return Ok(Committed::Unchanged);
         }
-        let delta = Delta { dot, hlc: stamp(), deps: self.news.clone(), records };
+        let hlc = stamp();
+        let requests = terms.request.map(|id| Request { namespace, id, dot, hlc });
+        self.commit_records(txn, records, requests.into_iter().collect(), hlc, oldest_ms)
+            .map(Committed::Applied)
+    }
+
+    /// Folds a counter, in a commit of this node's own, if there is anything to fold.
+    pub fn fold<S: StoreRead>(
+        &mut self,
+        txn: &mut Txn<'_, S>,
+        fold: Fold,
+        stamp: impl FnOnce() -> Hlc,
+    ) -> Result<Option<Applied>, StoreError> {
+        let Fold { record, field, ty, slots, jobs } = fold;
+        jobs.into_iter().for_each(|job| txn.delete(Family::Meta, job));
+        let (dot, counter) = (self.next_dot(), (&record, &field, ty));
+        let Some(delta) = commit::fold(txn, self.id, counter, &slots, dot, &self.meta.context)? else {
+            return Ok(None);
+        };
+        match self.commit_records(txn, vec![delta], Vec::new(), stamp(), 0) {
+            Ok(applied) => Ok(Some(applied)),
+            Err(CommitError::Store(error)) => Err(error),
+            Err(refused) => Err(StoreError::Inconsistent(format!("a fold cannot be made: {refused}"))),
+        }
+    }
+
+    fn next_dot(&self) -> Dot {
+        Dot { replica: self.replica, counter: self.own_counter() + 1 }
+    }
+
+    /// Makes the next own commit of changed records.
+    fn commit_records<S: StoreRead>(
+        &mut self,
+        txn: &mut Txn<'_, S>,
+        mut records: Vec<RecordDelta>,
+        requests: Vec<Request>,
+        hlc: Hlc,
+        oldest_ms: u64,
+    ) -> Result<Applied, CommitError> {
+        let rows = records.iter_mut().flat_map(|record| &mut record.fields).flat_map(|field| &mut field.rows);
+        rows.for_each(|row| row.hlc = hlc);
+        let dots = DotRanges::single(self.next_dot());
+        let delta = Delta { dots, hlc, deps: self.news.clone(), requests, records };
         let encoded = delta.encode();
         let found = encoded.as_bytes().len();
         // What is accepted here must be readable everywhere. A small delta always is: the limits of decoding are
@@ -204,84 +330,89 @@ impl Partition {
             return Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } });
         }
         self.news = VersionVector::new();
-        Ok(Some(self.apply(txn, &delta, encoded)?))
+        Ok(self.apply(txn, &delta, encoded, oldest_ms)?)
     }
 
-    /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait.
+    /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait, `oldest_ms` the time
+    /// before which idempotency keys no longer count.
     pub fn receive<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         delta: Delta,
         encoded: EncodedDelta,
         room: usize,
+        oldest_ms: u64,
     ) -> Result<Received, StoreError> {
-        if self.meta.context.covers(delta.dot) {
+        if delta.dots.covered_by(&self.meta.context) {
             return Ok(Received::Duplicate);
         }
-        if !self.is_applicable(delta.dot, &delta.deps) {
-            return Ok(self.wait(delta, encoded, room));
+        if !self.is_applicable(&delta.dots, &delta.deps) {
+            return Ok(match delta.dots.only() {
+                Some(dot) => self.wait(dot, delta.deps, encoded, room),
+                None => Received::OutOfOrder,
+            });
         }
         if let Err(error) = self.check_past(&delta) {
             return Ok(Received::Refused(error));
         }
-        self.take_pending(delta.dot);
-        let mut applied = vec![self.apply_remote(txn, &delta, encoded)?];
+        let mut applied = vec![self.apply(txn, &delta, encoded, oldest_ms)?];
         // Each round takes at least one out, so this ends with what is pending.
-        while let Some(next) = self.next_applicable() {
+        while let Some(next) = self.next_pending() {
             let Some(pending) = self.take_pending(next) else { break };
+            if self.meta.context.covers(next) {
+                continue;
+            }
             let delta =
                 Delta::decode(&pending.encoded).and_then(|delta| self.check_past(&delta).map(|()| delta));
             // What is refused now is forgotten; when it comes again, its sender is told.
             if let Ok(delta) = delta {
-                applied.push(self.apply_remote(txn, &delta, pending.encoded)?);
+                applied.push(self.apply(txn, &delta, pending.encoded, oldest_ms)?);
             }
         }
         Ok(Received::Applied(applied))
     }
 
-    fn is_applicable(&self, dot: Dot, deps: &VersionVector) -> bool {
-        let context = &self.meta.context;
-        dot.counter.checked_sub(1) == Some(context.get(dot.replica)) && context.covers_all(deps)
+    fn is_applicable(&self, dots: &DotRanges, deps: &VersionVector) -> bool {
+        dots.continues(&self.meta.context) && self.meta.context.covers_all(deps)
     }
 
-    /// Refuses a delta, next to be applied, that takes what its origin cannot have seen.
+    /// Refuses a delta, next to be applied, that takes what its origins cannot have seen.
     fn check_past(&self, delta: &Delta) -> Result<(), CodecError> {
         let context = &self.meta.context;
         let mut kills = delta.records.iter().flat_map(|record| &record.fields).flat_map(|field| &field.kills);
-        let mut clears = delta.records.iter().filter_map(|record| record.clear.as_ref());
-        if kills.all(|kill| context.covers(kill.dot)) && clears.all(|clear| context.covers_all(&clear.seen)) {
+        let clears = delta.records.iter().flat_map(|record| &record.clears);
+        let mut cleared = clears.flat_map(|clear| clear.seen.iter());
+        let single = delta.dots.only();
+        let past = |dot: Dot| context.covers(dot) || (single.is_none() && delta.dots.contains(dot));
+        if kills.all(|kill| context.covers(kill.dot)) && cleared.all(past) {
             return Ok(());
         }
-        Err(CodecError::Malformed(format!("delta {} takes what it cannot have seen", delta.dot)))
+        Err(CodecError::Malformed(format!("delta {:?} takes what it cannot have seen", delta.dots)))
     }
 
-    /// Only the next of each origin can be applicable.
-    fn next_applicable(&self) -> Option<Dot> {
+    /// A delta that waits and need not any more: it is applied, or can be. Only the first of each origin can be either.
+    fn next_pending(&self) -> Option<Dot> {
         let mut after = Bound::Unbounded;
-        while let Some((first, _)) = self.pending.range((after, Bound::Unbounded)).next() {
-            let replica = first.replica;
-            let reached = self.meta.context.get(replica);
-            let next = reached.checked_add(1).map(|counter| Dot { replica, counter });
-            if let Some(next) = next
-                && self.pending.get(&next).is_some_and(|pending| self.is_applicable(next, &pending.deps))
+        while let Some((&first, pending)) = self.pending.range((after, Bound::Unbounded)).next() {
+            if self.meta.context.covers(first) || self.is_applicable(&DotRanges::single(first), &pending.deps)
             {
-                return Some(next);
+                return Some(first);
             }
-            after = Bound::Excluded(Dot { replica, counter: u64::MAX });
+            after = Bound::Excluded(Dot { replica: first.replica, counter: u64::MAX });
         }
         None
     }
 
-    fn wait(&mut self, delta: Delta, encoded: EncodedDelta, room: usize) -> Received {
-        if self.pending.contains_key(&delta.dot) {
+    fn wait(&mut self, dot: Dot, deps: VersionVector, encoded: EncodedDelta, room: usize) -> Received {
+        if self.pending.contains_key(&dot) {
             return Received::Waits;
         }
-        let pending = Pending { deps: delta.deps, encoded };
+        let pending = Pending { deps, encoded };
         if pending.bytes() > room {
             return Received::Dropped;
         }
         self.pending_bytes += pending.bytes();
-        self.pending.insert(delta.dot, pending);
+        self.pending.insert(dot, pending);
         Received::Waits
     }
 
@@ -291,32 +422,38 @@ impl Partition {
         Some(taken)
     }
 
-    fn apply_remote<S: StoreRead>(
-        &mut self,
-        txn: &mut Txn<'_, S>,
-        delta: &Delta,
-        encoded: EncodedDelta,
-    ) -> Result<Applied, StoreError> {
-        self.news.advance(delta.dot);
-        self.apply(txn, delta, encoded)
-    }
-
-    /// Applies a delta that is next: rows, marks, log, context.
+    /// Applies a delta that is next: rows, marks, idempotency keys, log, context.
     fn apply<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         delta: &Delta,
         encoded: EncodedDelta,
+        oldest_ms: u64,
     ) -> Result<Applied, StoreError> {
         assert!(
-            self.is_applicable(delta.dot, &delta.deps),
-            "deltas are applied in causal order: {} is not next",
-            delta.dot
+            self.is_applicable(&delta.dots, &delta.deps),
+            "deltas are applied in causal order: {:?} is not next",
+            delta.dots
         );
-        for record in &delta.records {
-            apply_record(txn, self.id, record, delta.dot, delta.hlc)?;
+        let place = apply::Place {
+            partition: self.id,
+            own: self.replica,
+            before: &self.meta.context,
+            clear_rows: self.sizes.clear_rows,
+        };
+        self.has_jobs |= apply::apply(txn, &place, delta)?;
+        for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {
+            let Request { namespace, id, dot, hlc } = request;
+            let counters = if dot.replica == self.replica { self.counters(delta) } else { Vec::new() };
+            let known = Known::new(*id, Some((*dot, *hlc)), hlc.millis(), counters);
+            requests::remember(txn, namespace, &id.key, self.id, &known, oldest_ms)?;
         }
-        self.meta.context.advance(delta.dot);
+        for dot in delta.dots.last_dots() {
+            if dot.replica != self.replica && !self.meta.context.covers(dot) {
+                self.news.advance(dot);
+            }
+            self.meta.context.advance(dot);
+        }
         self.meta.log_last += 1;
         let index = self.meta.log_last;
         txn.put(Family::Log, keys::log_entry(self.id, index), encoded.as_bytes().to_vec());
@@ -325,7 +462,18 @@ impl Partition {
             txn.put(Family::Log, keys::log_checkpoint(self.id, index), context);
         }
         txn.put(Family::Meta, keys::partition_meta(self.id), codec::encode(META_VERSION, &self.meta));
-        Ok(Applied { index, dot: delta.dot, hlc: delta.hlc, encoded })
+        Ok(Applied { index, dots: delta.dots.clone(), hlc: delta.hlc, encoded })
+    }
+
+    /// The counters that a commit incremented under an idempotency key, as keys of `fields`.
+    fn counters(&self, delta: &Delta) -> Vec<Vec<u8>> {
+        let fields = delta.records.iter().flat_map(|record| {
+            let prefix = keys::record_prefix(self.id, &record.record);
+            let keyed =
+                record.fields.iter().filter(|field| field.ty == FieldType::KEYED && !field.rows.is_empty());
+            keyed.map(move |field| keys::type_prefix(&prefix, &field.field, field.ty))
+        });
+        fields.collect()
     }
 }
 
@@ -346,12 +494,21 @@ pub enum CommitError {
         /// Why.
         refusal: Refusal,
     },
+    /// The idempotency key was used for something else. Nothing changed.
+    #[error("the idempotency key was used for another request: use a new key for each")]
+    KeyReused,
     /// A commit without writes.
     #[error("the commit has no writes")]
     Empty,
     /// A commit is atomic within one partition. Nothing changed.
     #[error("write {write} belongs to another partition than the first (give the keys one tag in braces)")]
     OtherPartition {
+        /// The index of the write.
+        write: usize,
+    },
+    /// A commit belongs to one namespace. Nothing changed.
+    #[error("write {write} belongs to another namespace than the first")]
+    OtherNamespace {
         /// The index of the write.
         write: usize,
     },
@@ -376,8 +533,8 @@ pub fn stored_context(store: &impl StoreRead, id: PartitionId) -> Result<Version
 pub struct LogEntry {
     /// Its index.
     pub index: u64,
-    /// The delta's dot.
-    pub dot: Dot,
+    /// The delta's commits.
+    pub dots: DotRanges,
     /// The delta's bytes.
     pub encoded: EncodedDelta,
 }
@@ -393,9 +550,9 @@ pub fn read_log(
     let (first, end) = (keys::log_entry(id, from), keys::after_prefix(&keys::log_entry(id, u64::MAX)));
     store.scan(Family::Log, &first, &end, &mut |key, value| {
         let encoded = EncodedDelta::from_bytes(value);
-        let entry = keys::log_index(key).and_then(|index| Ok((index, encoded.dot()?)));
+        let entry = keys::log_index(key).and_then(|index| Ok((index, encoded.dots()?)));
         match entry {
-            Ok((index, dot)) => visit(LogEntry { index, dot, encoded }),
+            Ok((index, dots)) => visit(LogEntry { index, dots, encoded }),
             Err(error) => {
                 outcome = Err(StoreError::damaged("log")(error));
                 ControlFlow::Break(())
@@ -413,88 +570,4 @@ fn read_meta(store: &impl StoreRead, id: PartitionId) -> Result<Option<Partition
         return Err(StoreError::Inconsistent(format!("partition {id} has no interval of checkpoints")));
     }
     Ok(Some(meta))
-}
-
-fn apply_record<S: StoreRead>(
-    txn: &mut Txn<'_, S>,
-    partition: PartitionId,
-    delta: &RecordDelta,
-    dot: Dot,
-    hlc: Hlc,
-) -> Result<(), StoreError> {
-    let prefix = keys::record_prefix(partition, &delta.record);
-    let mut removed = false;
-    if let Some(clear) = &delta.clear {
-        removed |= apply_clear(txn, &prefix, clear)?;
-    }
-    for field in &delta.fields {
-        removed |= apply_kills(txn, &prefix, field)?;
-    }
-    let mut wrote = false;
-    for field in &delta.fields {
-        for row in &field.rows {
-            let key = keys::row_key(&prefix, &field.field, field.ty, &row.slot, dot);
-            let value = RowValue { counter: dot.counter, hlc, payload: row.payload.clone() };
-            txn.put(Family::Rows, key, value.encode());
-            wrote = true;
-        }
-    }
-    let mark = keys::key_mark(&delta.record);
-    if wrote {
-        if txn.get(Family::Keys, &mark)?.is_none() {
-            txn.put(Family::Keys, mark, KEY_MARK.to_vec());
-        }
-    } else if removed && txn.first(Family::Rows, &prefix, &keys::after_prefix(&prefix))?.is_none() {
-        txn.delete(Family::Keys, mark);
-    }
-    Ok(())
-}
-
-fn apply_clear<S: StoreRead>(txn: &mut Txn<'_, S>, prefix: &[u8], clear: &Clear) -> Result<bool, StoreError> {
-    let ranges = match &clear.fields {
-        Some(fields) => fields.iter().map(|field| keys::field_prefix(prefix, field)).collect(),
-        None => vec![prefix.to_vec()],
-    };
-    let mut covered = Vec::new();
-    let mut outcome = Ok(());
-    for range in ranges {
-        txn.scan_prefix(Family::Rows, &range, &mut |key, value| {
-            match covered_by(prefix, key, value, &clear.seen) {
-                Ok(true) => covered.push(key.to_vec()),
-                Ok(false) => {}
-                Err(error) => {
-                    outcome = Err(StoreError::damaged("rows")(error));
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-    }
-    outcome?;
-    let removed = !covered.is_empty();
-    covered.into_iter().for_each(|key| txn.delete(Family::Rows, key));
-    Ok(removed)
-}
-
-fn covered_by(prefix: &[u8], key: &[u8], value: &[u8], seen: &VersionVector) -> Result<bool, CodecError> {
-    let (_, ty, _) = keys::parse_field(prefix, key)?;
-    Ok(!ty.holds_sums() && seen.covers(keys::parse_row(prefix, key, value)?.dot))
-}
-
-fn apply_kills<S: StoreRead>(
-    txn: &mut Txn<'_, S>,
-    prefix: &[u8],
-    delta: &FieldDelta,
-) -> Result<bool, StoreError> {
-    let mut removed = false;
-    for kill in &delta.kills {
-        let key = keys::row_key(prefix, &delta.field, delta.ty, &kill.slot, kill.dot);
-        let Some(value) = txn.get(Family::Rows, &key)? else { continue };
-        let row = RowValue::decode(&value).map_err(StoreError::damaged("rows"))?;
-        if row.counter <= kill.dot.counter {
-            txn.delete(Family::Rows, key);
-            removed = true;
-        }
-    }
-    Ok(removed)
 }

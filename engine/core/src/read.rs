@@ -7,13 +7,14 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
-use crate::context::Dot;
+use crate::context::{Dot, VersionVector};
+use crate::fields::FieldState;
 use crate::ids::{Field, RecordId};
 use crate::keys;
 use crate::row::{FieldType, Row};
 use crate::store::{Family, StoreError, StoreRead};
 use crate::time::Hlc;
-use crate::types::{counter, presence, register};
+use crate::types::{counter, keyed, presence, register};
 
 /// The most siblings of a register that a read returns.
 pub const SIBLINGS_MAX: usize = 100;
@@ -126,10 +127,18 @@ fn read_fields(
         let (field, ty, _) = keys::parse_field(record_prefix, &key).map_err(StoreError::damaged("rows"))?;
         let range = keys::type_prefix(record_prefix, &field, ty);
         from = keys::after_prefix(&range);
-        let rows = Rows { store, record_prefix, range: &range, limits, left: &left };
+        let rows = Rows::new(store, record_prefix, &range, limits, &left)?;
         let view = match ty {
             FieldType::REGISTER => rows.register()?,
-            FieldType::COUNTER => rows.counter()?,
+            FieldType::KEYED | FieldType::COUNTER => {
+                if views.last().is_some_and(|view: &FieldView| view.field == field && view.ty == ty.whole()) {
+                    // Read with the keyed increments, which come first.
+                    continue;
+                }
+                let keyed = if ty == FieldType::KEYED { rows.all()? } else { Vec::new() };
+                let range = keys::type_prefix(record_prefix, &field, FieldType::COUNTER);
+                Rows::new(store, record_prefix, &range, limits, &left)?.counter(keyed)?
+            }
             FieldType::FLAG => {
                 rows.all()?.into_iter().max_by_key(|row| row.hlc).map(|row| (Value::Flag, row))
             }
@@ -138,7 +147,7 @@ fn read_fields(
             _ => None,
         };
         if let Some((value, by)) = view {
-            views.push(FieldView { field, ty, value, updated: by.dot, updated_at: by.hlc });
+            views.push(FieldView { field, ty: ty.whole(), value, updated: by.dot, updated_at: by.hlc });
         }
     }
     Ok(views)
@@ -152,9 +161,22 @@ struct Rows<'a, S> {
     limits: ReadLimits,
     /// Bytes that may still be read.
     left: &'a Cell<usize>,
+    /// Rows that are cleared and not yet swept.
+    dead: VersionVector,
 }
 
-impl<S: StoreRead> Rows<'_, S> {
+impl<'a, S: StoreRead> Rows<'a, S> {
+    fn new(
+        store: &'a S,
+        record_prefix: &'a [u8],
+        range: &'a [u8],
+        limits: ReadLimits,
+        left: &'a Cell<usize>,
+    ) -> Result<Self, StoreError> {
+        let dead = FieldState::read(store, range)?.map(|state| state.dead).unwrap_or_default();
+        Ok(Self { store, record_prefix, range, limits, left, dead })
+    }
+
     fn register(&self) -> Result<Option<(Value, Row)>, ReadError> {
         let mut rows = self.all()?;
         let Some(winner) = register::winner(&rows) else { return Ok(None) };
@@ -168,10 +190,12 @@ impl<S: StoreRead> Rows<'_, S> {
         Ok(Some((Value::Register { value, siblings }, winner)))
     }
 
-    fn counter(&self) -> Result<Option<(Value, Row)>, ReadError> {
+    fn counter(&self, keyed: Vec<Row>) -> Result<Option<(Value, Row)>, ReadError> {
         let rows = self.all()?;
-        let value = counter::value(&rows).map_err(StoreError::damaged("rows: counter"))?;
-        let latest = rows.into_iter().max_by_key(|row| row.hlc);
+        let damaged = || StoreError::damaged("rows: counter");
+        let sums = [counter::value(&rows).map_err(damaged())?, keyed::value(&keyed).map_err(damaged())?];
+        let value = sums.into_iter().flatten().reduce(i128::wrapping_add).map(counter::saturated);
+        let latest = rows.into_iter().chain(keyed).max_by_key(|row| row.hlc);
         Ok(value.zip(latest).map(|(value, row)| (Value::Counter(value), row)))
     }
 
@@ -214,6 +238,10 @@ impl<S: StoreRead> Rows<'_, S> {
     ) -> Result<(), ReadError> {
         let mut outcome = Ok(());
         self.store.scan_prefix(Family::Rows, self.range, &mut |key, value| {
+            let row = keys::parse_row(self.record_prefix, key, value);
+            if row.as_ref().is_ok_and(|row| self.dead.covers(row.dot)) {
+                return ControlFlow::Continue(());
+            }
             // The field's name stands in every key, and once in the answer.
             let bytes = value.len() + key.len().saturating_sub(self.range.len());
             let Some(left) = self.left.get().checked_sub(bytes) else {
@@ -221,7 +249,7 @@ impl<S: StoreRead> Rows<'_, S> {
                 return ControlFlow::Break(());
             };
             self.left.set(left);
-            let flow = keys::parse_row(self.record_prefix, key, value).and_then(&mut visit);
+            let flow = row.and_then(&mut visit);
             flow.unwrap_or_else(|error| {
                 outcome = Err(StoreError::damaged("rows")(error).into());
                 ControlFlow::Break(())

@@ -32,6 +32,8 @@ impl FieldType {
     pub const FLAG: Self = Self(0x01);
     /// Add-wins set.
     pub const SET: Self = Self(0x02);
+    /// Increments of a counter made under an idempotency key, each a slot of its own (read as part of the counter).
+    pub const KEYED: Self = Self(0x03);
     /// Sum of increments, with clears that take what they saw.
     pub const COUNTER: Self = Self(0x21);
     /// The latest of concurrent assignments, the others kept as siblings.
@@ -47,9 +49,14 @@ impl FieldType {
         self.0 & 0x20 != 0
     }
 
+    /// The type of which this one holds a part: itself, but for keyed increments.
+    pub fn whole(self) -> Self {
+        if self == Self::KEYED { Self::COUNTER } else { self }
+    }
+
     /// The name in the API, for the types that this version knows.
     pub fn name(self) -> Option<&'static str> {
-        match self {
+        match self.whole() {
             Self::FLAG => Some("flag"),
             Self::SET => Some("set"),
             Self::COUNTER => Some("counter"),
@@ -60,7 +67,7 @@ impl FieldType {
 
     /// The place among types of one name when a read by name must choose: the smallest wins.
     pub fn read_precedence(self) -> u8 {
-        match self {
+        match self.whole() {
             Self::SET => 2,
             Self::COUNTER => 4,
             Self::FLAG => 5,

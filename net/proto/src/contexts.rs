@@ -31,7 +31,8 @@ impl Node {
         session.untold.clear();
         session.tell_at = None;
         session.tell_all_at = next;
-        step.send(name, session.link, Message::Contexts { complete: true, contexts });
+        let place = session.place();
+        step.send(name, place, Message::Contexts { complete: true, contexts });
     }
 
     /// Tells what is due.
@@ -44,7 +45,8 @@ impl Node {
             };
             if session.tell_all_at <= now {
                 // The greeting may have been lost, and the peer cannot say so.
-                self.greet(step, &name, session.link);
+                let place = session.place();
+                self.greet(step, &name, place);
                 self.tell_all_contexts(step, &name);
             } else if session.tell_at.is_some_and(|at| at <= now) {
                 self.tell_changed_contexts(step, &name);
@@ -56,9 +58,9 @@ impl Node {
         let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else { return };
         session.tell_at = None;
         let untold = std::mem::take(&mut session.untold);
-        let link = session.link;
+        let place = session.place();
         let contexts = untold.into_iter().map(|id| (id, self.context(id).clone())).collect();
-        step.send(name, link, Message::Contexts { complete: false, contexts });
+        step.send(name, place, Message::Contexts { complete: false, contexts });
     }
 
     /// A peer told what it has.
@@ -69,9 +71,9 @@ impl Node {
         complete: bool,
         contexts: Vec<(PartitionId, VersionVector)>,
     ) -> Result<Result<(), String>, StoreError> {
-        let own = self.config.replica;
+        let own = self.replica();
         for (id, context) in &contexts {
-            self.check_own(*id, Dot { replica: own, counter: context.get(own) })?;
+            self.check_own(step, *id, Dot { replica: own, counter: context.get(own) })?;
         }
         let Some(peer) = self.peers.get_mut(name) else { return Ok(Ok(())) };
         let Some(session) = peer.session.as_mut() else { return Ok(Ok(())) };
@@ -87,7 +89,7 @@ impl Node {
         }
         for (id, _) in contexts {
             self.acknowledged(step.now.mono, name, id);
-            self.review_relay(step.now.mono, id);
+            self.review_lacks(step.now.mono, id);
         }
         self.pump(step, name).map(Ok)
     }

@@ -12,24 +12,26 @@
 //!
 //! 1. **Greeting** ([`peer`]). On a new link both sides say who they are; different clusters or partition counts
 //!    part ways. Then both tell all their contexts.
-//! 2. **Push** ([`push`]). A node sends its *own* deltas to every peer: new ones as soon as they are durable;
-//!    to a peer that is behind, those that it lacks, from the log, in a bounded window. So each delta crosses a
-//!    link once, and never goes back to its origin.
+//! 2. **Push** ([`push`]). A node sends its *own* deltas to every peer that is nearly up to date: new ones as soon as
+//!    they are durable. So each delta crosses a link once, and never goes back to its origin.
 //! 3. **Contexts** ([`contexts`]). What a node applies it tells its peers, soon after and periodically. That
 //!    acknowledges pushes, and lets a peer see that others have what it lacks.
-//! 4. **Relay** ([`relay`]). A node that for too long lacks what a peer has from a third asks that peer for it. So
-//!    two regions that both reach a third converge though the link between them is cut.
+//! 4. **Catching up** ([`catch_up`]). A node that is behind, or for too long lacks what a peer has from a third, asks a
+//!    peer, and gets runs of its log merged into intervals. So two regions that both reach a third converge though the
+//!    link between them is cut, and a million increments of one counter heal for what one costs.
+//! 5. **Incarnations** ([`incarnation`]). Under which replica id a starting node writes.
 //!
 //! Deltas are applied in causal order ([`godwit_core::partition`]). The least missing delta in causal order is
 //! always the next one of its origin's stream and can be applied on arrival, so streams never wait for each
-//! other in a circle.
+//! other in a circle; and an interval is a run of a log, which what its receiver has already is all that it needs.
 
+pub mod catch_up;
 pub mod contexts;
+pub mod incarnation;
 pub mod message;
 pub mod node;
 pub mod peer;
 pub mod push;
-pub mod relay;
 pub mod status;
 
 pub use message::Message;

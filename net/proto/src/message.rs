@@ -2,6 +2,11 @@
 //!
 //! A message is one frame: a version byte and a bincode body. Every vector in it is bounded by the frame's size
 //! ([`MAX_MESSAGE_BYTES`]), which the transport enforces before the bytes are here.
+//!
+//! The transport settles with the peer which wire version a link speaks: the newest that both know. Version 1, without
+//! intervals and without incarnations, is a frozen module.
+
+mod wire1;
 
 use bincode::{Decode, Encode};
 use godwit_core::codec::{self, CodecError};
@@ -9,8 +14,11 @@ use godwit_core::context::VersionVector;
 use godwit_core::delta::{EncodedDelta, MAX_DELTA_BYTES};
 use godwit_core::ids::{PartitionId, ReplicaId};
 
-/// The version of the wire format.
-pub const WIRE_VERSION: u8 = 1;
+/// The newest wire version.
+pub const WIRE_VERSION: u8 = 2;
+
+/// The oldest wire version that is still spoken.
+pub const WIRE_OLDEST: u8 = 1;
 
 /// The most bytes of a message: one delta of the greatest size, or a chunk of small ones, with what surrounds it.
 pub const MAX_MESSAGE_BYTES: usize = MAX_DELTA_BYTES + 1024 * 1024;
@@ -41,13 +49,28 @@ pub enum Message {
         /// Whether these end the answer to a [`Message::Want`].
         ends_want: bool,
     },
-    /// Asks for what the receiver has of other nodes' deltas beyond a context.
+    /// Asks for what the receiver has beyond a context.
     Want {
         /// The partition.
         partition: PartitionId,
         /// What the sender has.
         context: VersionVector,
     },
+    /// Answers a greeting that asks to go on with an incarnation.
+    Confirm(Confirm),
+}
+
+/// What a peer knows of an incarnation that a starting node would go on with.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Confirm {
+    /// The incarnation.
+    pub replica: ReplicaId,
+    /// The process that asked.
+    pub instance: u64,
+    /// Whether the process that this one says it follows is the last that the peer has heard of under the node's name.
+    pub follows: bool,
+    /// The counters of the incarnation's last commits that the peer has, by partition; those that wait included.
+    pub holds: Vec<(PartitionId, u64)>,
 }
 
 /// A node's introduction.
@@ -63,20 +86,24 @@ pub struct Hello {
     pub replica: ReplicaId,
     /// The number of partitions of its cluster.
     pub partitions: u16,
+    /// The process, by a random number; 0 on a link of wire version 1.
+    pub instance: u64,
+    /// The process before it, if this one asks to go on with its incarnation.
+    pub resumes: Option<u64>,
 }
 
 impl Message {
-    /// The message's bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        codec::encode(WIRE_VERSION, self)
+    /// The message's bytes in a link's wire version; `None` if that version cannot say it.
+    pub fn encode(&self, wire: u8) -> Option<Vec<u8>> {
+        if wire == wire1::VERSION { wire1::encode(self) } else { Some(codec::encode(WIRE_VERSION, self)) }
     }
 
     /// Reads a message's bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+    pub fn decode(wire: u8, bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(CodecError::Malformed(format!("a message of {} bytes", bytes.len())));
         }
-        codec::decode(WIRE_VERSION, bytes)
+        if wire == wire1::VERSION { wire1::decode(bytes) } else { codec::decode(WIRE_VERSION, bytes) }
     }
 
     /// The message's name, for logs and traces.
@@ -87,6 +114,7 @@ impl Message {
             Self::Contexts { .. } => "contexts",
             Self::Deltas { .. } => "deltas",
             Self::Want { .. } => "want",
+            Self::Confirm(_) => "confirm",
         }
     }
 }
@@ -107,6 +135,8 @@ mod tests {
                 region: "r".into(),
                 replica: ReplicaId(1),
                 partitions: 64,
+                instance: 5,
+                resumes: Some(4),
             }),
             Message::Refuse { reason: "no".into() },
             Message::Contexts { complete: true, contexts: vec![(PartitionId(3), vector.clone())] },
@@ -116,9 +146,49 @@ mod tests {
                 ends_want: false,
             },
             Message::Want { partition: PartitionId(2), context: vector },
+            Message::Confirm(Confirm {
+                replica: ReplicaId(1),
+                instance: 5,
+                follows: true,
+                holds: vec![(PartitionId(2), 9)],
+            }),
         ];
         for message in messages {
-            assert_eq!(Message::decode(&message.encode()), Ok(message));
+            let bytes = message.encode(WIRE_VERSION).unwrap();
+            assert_eq!(Message::decode(WIRE_VERSION, &bytes), Ok(message));
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The bytes of the last release that spoke version 1, which this one must go on speaking.
+    #[test]
+    fn wire_version_1_is_frozen() {
+        let vector: VersionVector = [Dot { replica: ReplicaId(7), counter: 300 }].into_iter().collect();
+        let hello = Hello {
+            cluster: "c".into(),
+            node: "n".into(),
+            region: "r".into(),
+            replica: ReplicaId(1),
+            partitions: 64,
+            instance: 0,
+            resumes: None,
+        };
+        let golden = [
+            (Message::Hello(hello), "01 00 01 63 01 6e 01 72 01 40"),
+            (Message::Refuse { reason: "no".into() }, "01 01 02 6e 6f"),
+            (
+                Message::Contexts { complete: true, contexts: vec![(PartitionId(3), vector.clone())] },
+                "01 02 01 01 03 01 07 fb 2c 01",
+            ),
+            (Message::Want { partition: PartitionId(2), context: vector }, "01 04 02 01 07 fb 2c 01"),
+        ];
+        for (message, bytes) in golden {
+            let encoded = message.encode(1).unwrap();
+            assert_eq!(hex(&encoded), bytes);
+            assert_eq!(Message::decode(1, &encoded), Ok(message));
         }
     }
 
@@ -126,23 +196,33 @@ mod tests {
     fn bytes_on_the_wire_are_part_of_the_format() {
         let vector: VersionVector = [Dot { replica: ReplicaId(7), counter: 300 }].into_iter().collect();
         let message = Message::Want { partition: PartitionId(2), context: vector };
-        let hex: Vec<String> = message.encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        expect_test::expect!["01 04 02 01 07 fb 2c 01"].assert_eq(&hex.join(" "));
+        expect_test::expect!["02 04 02 01 07 fb 2c 01"].assert_eq(&hex(&message.encode(2).unwrap()));
     }
 
     proptest! {
         #[test]
         fn junk_never_panics(bytes: Vec<u8>) {
-            let _ = Message::decode(&bytes);
+            let _ = Message::decode(1, &bytes);
+            let _ = Message::decode(2, &bytes);
         }
 
         #[test]
         fn damaged_messages_never_panic(at in 0usize..40, to: u8) {
-            let hello = Hello { cluster: "c".into(), node: "n".into(), region: "r".into(), replica: ReplicaId(1), partitions: 64 };
-            let mut bytes = Message::Hello(hello).encode();
-            let at = at % bytes.len();
-            bytes[at] = to;
-            let _ = Message::decode(&bytes);
+            let hello = Hello {
+                cluster: "c".into(),
+                node: "n".into(),
+                region: "r".into(),
+                replica: ReplicaId(1),
+                partitions: 64,
+                instance: 3,
+                resumes: None,
+            };
+            for wire in 1..=2 {
+                let mut bytes = Message::Hello(hello.clone()).encode(wire).unwrap();
+                let at = at % bytes.len();
+                bytes[at] = to;
+                let _ = Message::decode(wire, &bytes);
+            }
         }
     }
 }

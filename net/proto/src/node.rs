@@ -5,29 +5,39 @@
 //! - Nothing is said to a peer or a client that the batch of the same step, or an earlier one, does not hold: the
 //!   driver commits before it releases outputs.
 //! - Clients are served whatever the peers do: a commit touches no peer's state except to append to its stream.
-//! - A peer's input can make the node refuse, close a link or wait, never panic. One thing that a peer says stops
-//!   the node: that it has commits of this replica which this node does not hold. Then this node's data is older
-//!   than what it has told others, and writing on would give old dots to new commits.
+//! - A peer's input can make the node refuse, close a link, wait, or take on a new replica id (see
+//!   [`crate::incarnation`]), never panic.
+//! - What was put off (sweeping, counting, folding) is done a step at a time, with pauses, so that it delays nobody.
 
 use std::collections::BTreeMap;
 
 use godwit_core::codec::{self, CodecError};
 use godwit_core::context::{Dot, VersionVector};
 use godwit_core::delta::{Delta, EncodedDelta, RecordDelta};
+use godwit_core::ids::{Field, RecordId};
 use godwit_core::ids::{MAX_PARTITIONS, PartitionId, ReplicaId};
 use godwit_core::keys;
 use godwit_core::machine::{Effects, Machine};
-use godwit_core::op::{Limits, Write};
-use godwit_core::partition::{Applied, CHECKPOINT_ENTRIES, CommitError, Partition, Received};
+use godwit_core::op::{Limits, Terms, Write};
+use godwit_core::partition::{self, Applied, CommitError, Committed, Partition, Received};
+use godwit_core::requests;
+use godwit_core::row::FieldType;
 use godwit_core::store::{Batch, Family, StoreError, StoreRead, Txn};
 use godwit_core::time::{Hlc, HlcClock, Mono, Now};
 
+use crate::catch_up::CatchUp;
+use crate::incarnation::{Incarnation, Waiting};
 use crate::message::Message;
-use crate::peer::Peer;
-use crate::relay::Relay;
+use crate::peer::{Peer, Place};
 use crate::status::Status;
 
 const CLOCK_VERSION: u8 = 1;
+/// How often idempotency keys whose window has ended are looked for.
+const REQUESTS_INTERVAL_US: u64 = 10_000_000;
+/// Idempotency keys dropped in one step.
+const REQUESTS_STEP: usize = 1000;
+/// How long a job waits that cannot be done before it is settled under which id the node writes.
+const UNSETTLED_PAUSE_US: u64 = 1_000_000;
 
 /// Who the node is and how it behaves.
 #[derive(Debug, Clone)]
@@ -38,14 +48,20 @@ pub struct NodeConfig {
     pub node: String,
     /// Its region.
     pub region: String,
-    /// The id under which it writes.
-    pub replica: ReplicaId,
+    /// The names of all other nodes.
+    pub members: Vec<String>,
+    /// Drawn at random for each start: replica ids come of it, which are unique by probability alone.
+    pub seed: u64,
+    /// Whether the data directory is the very one that the node's last process used, as far as the shell can tell.
+    pub same_place: bool,
     /// The number of partitions, the same on every node, 1 to [`MAX_PARTITIONS`].
     pub partitions: u16,
     /// Limits on what clients may write.
     pub limits: Limits,
     /// How far ahead of the local wall clock a remote stamp may be and still be followed, in milliseconds.
     pub max_clock_drift_ms: u64,
+    /// How long an idempotency key is remembered, in milliseconds.
+    pub idempotency_window_ms: u64,
     /// Windows and waits.
     pub tuning: Tuning,
 }
@@ -74,8 +90,14 @@ pub struct Tuning {
     /// Bytes of deltas that may wait for others that they depend on, over all partitions. Less than what all peers may
     /// have in flight (their windows) makes catching up slow, never wrong: what finds no room is sent again.
     pub pending_bytes_max: usize,
-    /// The interval of checkpoints in the logs of new data directories.
-    pub checkpoint_entries: u64,
+    /// Own commits in a partition that a peer may lack and still be pushed them one by one; beyond, it asks.
+    pub push_commits_max: u64,
+    /// How long work that was put off (sweeping, counting, folding) rests before its first step.
+    pub job_delay_us: u64,
+    /// The pause between steps of such work.
+    pub job_pause_us: u64,
+    /// Sizes of the partitions' work.
+    pub sizes: partition::Sizes,
 }
 
 impl Default for Tuning {
@@ -91,7 +113,10 @@ impl Default for Tuning {
             relay_retry_us: 2_000_000,
             relay_bytes: 1024 * 1024,
             pending_bytes_max: 128 * 1024 * 1024,
-            checkpoint_entries: CHECKPOINT_ENTRIES,
+            push_commits_max: 1024,
+            job_delay_us: 200_000,
+            job_pause_us: 5_000,
+            sizes: partition::Sizes::default(),
         }
     }
 }
@@ -113,6 +138,22 @@ pub enum Input {
         request: RequestId,
         /// What to write; at least one.
         writes: Vec<Write>,
+        /// On which terms.
+        terms: Terms,
+    },
+    /// Somebody asks for the size of a field, and will again: it is to be kept. No reply.
+    Count {
+        /// The record.
+        record: RecordId,
+        /// The field.
+        field: Field,
+        /// Its type.
+        ty: FieldType,
+    },
+    /// The process is about to stop: nothing more is committed.
+    Stop {
+        /// For the reply.
+        request: RequestId,
     },
     /// Somebody asks how the node is.
     Status {
@@ -125,6 +166,9 @@ pub enum Input {
         peer: String,
         /// The link.
         link: LinkId,
+        /// The wire version that both ends speak, from [`crate::message::WIRE_OLDEST`] to
+        /// [`crate::message::WIRE_VERSION`].
+        wire: u8,
     },
     /// A link went down.
     Down {
@@ -153,6 +197,8 @@ pub enum Output {
         peer: String,
         /// The link.
         link: LinkId,
+        /// The wire version of the link.
+        wire: u8,
         /// The message.
         message: Message,
     },
@@ -186,6 +232,20 @@ pub enum Alarm {
         /// How far ahead of this node's clock, in milliseconds.
         ahead_ms: u64,
     },
+    /// The node writes under another replica id from now on.
+    Reincarnated {
+        /// The former id.
+        from: ReplicaId,
+        /// The new one.
+        to: ReplicaId,
+        /// Why it did not go on.
+        why: &'static str,
+    },
+    /// Two live processes run under one node name; the one that began later is refused.
+    TwoProcesses {
+        /// The name.
+        node: String,
+    },
     /// Deltas came that have to wait, and there was no room: they will be sent again.
     PendingFull {
         /// The partition.
@@ -202,9 +262,15 @@ pub enum Reply {
         partition: PartitionId,
         /// The commit and its stamp; `None` if there was nothing to change.
         commit: Option<(Dot, Hlc)>,
+        /// Whether it had been made before, under the same idempotency key.
+        repeated: bool,
+        /// What the node has applied of the partition, this commit included.
+        context: VersionVector,
     },
     /// Refused: nothing changed.
     Refused(CommitError),
+    /// The process stops: nothing was committed, and nothing will be.
+    Stopping,
     /// How the node is.
     Status(Box<Status>),
 }
@@ -215,7 +281,15 @@ pub struct Node {
     pub(crate) config: NodeConfig,
     pub(crate) partitions: Vec<Partition>,
     pub(crate) peers: BTreeMap<String, Peer>,
-    pub(crate) relay: Relay,
+    pub(crate) catch_up: CatchUp,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) stopped: bool,
+    /// When to do the next step of what was put off.
+    jobs_at: Option<Mono>,
+    /// The partition whose turn it is then.
+    jobs_turn: u16,
+    /// When to look for idempotency keys whose window has ended.
+    requests_at: Mono,
     /// Bytes of deltas that wait, over all partitions.
     pub(crate) pending_bytes: usize,
     clock: HlcClock,
@@ -229,16 +303,18 @@ pub(crate) struct Step<'a, S> {
 }
 
 impl Node {
-    /// Opens a node on what its store holds.
+    /// Opens a node on what its store holds. The batch must be durable before the node is told anything.
     ///
     /// # Panics
     /// If the configuration names no partitions or more than [`MAX_PARTITIONS`].
-    pub fn open(config: NodeConfig, store: &impl StoreRead) -> Result<Self, StoreError> {
+    pub fn open(config: NodeConfig, store: &impl StoreRead) -> Result<(Self, Batch), StoreError> {
         assert!((1..=MAX_PARTITIONS).contains(&config.partitions), "1 to {MAX_PARTITIONS} partitions");
+        let mut batch = Batch::default();
+        let has_members = !config.members.is_empty();
+        let incarnation = Incarnation::open(store, &mut batch, config.seed, config.same_place, has_members)?;
+        let (replica, sizes) = (incarnation.replica(), &config.tuning.sizes);
         let partitions = (0..config.partitions)
-            .map(|id| {
-                Partition::open_with(store, PartitionId(id), config.replica, config.tuning.checkpoint_entries)
-            })
+            .map(|id| Partition::open_with(store, PartitionId(id), replica, sizes.clone()))
             .collect::<Result<_, _>>()?;
         let last = match store.get(Family::Meta, keys::CLOCK)? {
             Some(bytes) => {
@@ -247,14 +323,21 @@ impl Node {
             None => Hlc::default(),
         };
         let clock = HlcClock::new(last, config.max_clock_drift_ms);
-        Ok(Self {
+        let node = Self {
             config,
             partitions,
             peers: BTreeMap::new(),
-            relay: Relay::default(),
+            catch_up: CatchUp::default(),
+            incarnation,
+            stopped: false,
+            // There may be jobs left from before.
+            jobs_at: Some(Mono(0)),
+            jobs_turn: 0,
+            requests_at: Mono(0),
             pending_bytes: 0,
             clock,
-        })
+        };
+        Ok((node, batch))
     }
 
     /// The node's settings.
@@ -271,29 +354,105 @@ impl Node {
         (0..self.config.partitions).map(PartitionId)
     }
 
-    fn commit<S: StoreRead>(
+    pub(crate) fn commit<S: StoreRead>(
         &mut self,
         step: &mut Step<'_, S>,
         writes: &[Write],
+        terms: &Terms,
     ) -> Result<Reply, StoreError> {
         let mut homes = writes.iter().map(|write| write.record.partition(self.config.partitions));
         let Some(id) = homes.next() else { return Ok(Reply::Refused(CommitError::Empty)) };
         if let Some(other) = homes.position(|home| home != id) {
             return Ok(Reply::Refused(CommitError::OtherPartition { write: other + 1 }));
         }
+        let namespace = &writes[0].record.namespace;
+        if let Some(other) = writes.iter().position(|write| write.record.namespace != *namespace) {
+            return Ok(Reply::Refused(CommitError::OtherNamespace { write: other }));
+        }
+        let times = (step.now.wall.0, self.oldest_request_ms(step.now));
         let (clock, wall) = (&mut self.clock, step.now.wall);
         let partition = &mut self.partitions[usize::from(id.0)];
-        let done = partition.commit(&mut step.txn, writes, &self.config.limits, || clock.tick(wall));
-        let applied = match done {
-            Ok(applied) => applied,
+        let limits = &self.config.limits;
+        let done = partition.commit(&mut step.txn, writes, terms, limits, times, || clock.tick(wall));
+        let (commit, repeated) = match done {
+            Ok(Committed::Applied(applied)) => {
+                let commit = applied.dots.only().map(|dot| (dot, applied.hlc));
+                self.committed(step, id, &applied);
+                (commit, false)
+            }
+            Ok(Committed::Unchanged) => (None, false),
+            Ok(Committed::Repeated(commit)) => (commit, true),
             Err(CommitError::Store(error)) => return Err(error),
             Err(refused) => return Ok(Reply::Refused(refused)),
         };
-        if let Some(applied) = &applied {
-            self.write_clock(step);
-            self.push_applied(step, id, applied);
+        Ok(Reply::Committed { partition: id, commit, repeated, context: self.context(id).clone() })
+    }
+
+    /// A commit of this node's own was applied.
+    fn committed<S: StoreRead>(&mut self, step: &mut Step<'_, S>, id: PartitionId, applied: &Applied) {
+        self.write_clock(step);
+        self.push_applied(step, id, applied);
+        self.jobs_may_be_due(step.now, id);
+    }
+
+    /// The time before which idempotency keys no longer count.
+    fn oldest_request_ms(&self, now: Now) -> u64 {
+        now.wall.0.saturating_sub(self.config.idempotency_window_ms)
+    }
+
+    fn jobs_may_be_due(&mut self, now: Now, id: PartitionId) {
+        if self.jobs_at.is_none() && self.partitions[usize::from(id.0)].has_jobs() {
+            self.jobs_at = Some(now.mono.plus_us(self.config.tuning.job_delay_us));
         }
-        Ok(Reply::Committed { partition: id, commit: applied.map(|applied| (applied.dot, applied.hlc)) })
+    }
+
+    /// Does a step of what was put off.
+    fn jobs_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        let now = step.now.mono;
+        if self.jobs_at.is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        let turns = (self.jobs_turn..self.config.partitions).chain(0..self.jobs_turn);
+        let Some(turn) = turns.into_iter().find(|id| self.partitions[usize::from(*id)].has_jobs()) else {
+            self.jobs_at = None;
+            return Ok(());
+        };
+        self.jobs_turn = (turn + 1) % self.config.partitions;
+        let mut pause = self.config.tuning.job_pause_us;
+        match self.partitions[usize::from(turn)].work(&mut step.txn)? {
+            partition::Step::Idle => pause = 0,
+            partition::Step::Worked => {}
+            partition::Step::Fold(_) if self.stopped || !self.incarnation.is_settled() => {
+                pause = UNSETTLED_PAUSE_US
+            }
+            partition::Step::Fold(fold) => {
+                let (clock, wall) = (&mut self.clock, step.now.wall);
+                let folded =
+                    self.partitions[usize::from(turn)].fold(&mut step.txn, fold, || clock.tick(wall))?;
+                if let Some(applied) = folded {
+                    self.committed(step, PartitionId(turn), &applied);
+                }
+            }
+        }
+        self.jobs_at = Some(now.plus_us(pause));
+        Ok(())
+    }
+
+    /// Forgets idempotency keys whose window has ended.
+    fn requests_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        let now = step.now.mono;
+        if self.requests_at > now {
+            return Ok(());
+        }
+        let oldest_ms = self.oldest_request_ms(step.now);
+        let (folds, more) = requests::expire(&mut step.txn, self.replica(), oldest_ms, REQUESTS_STEP)?;
+        for id in folds {
+            self.partitions[usize::from(id.0)].jobs_added();
+            self.jobs_may_be_due(step.now, id);
+        }
+        self.requests_at =
+            now.plus_us(if more { self.config.tuning.job_pause_us } else { REQUESTS_INTERVAL_US });
+        Ok(())
     }
 
     /// Takes deltas of a peer; `Err` in the result says why the peer's bytes are refused.
@@ -314,7 +473,8 @@ impl Node {
         if applied_any {
             self.write_clock(step);
             self.context_changed(step.now.mono, id);
-            self.review_relay(step.now.mono, id);
+            self.review_lacks(step.now.mono, id);
+            self.jobs_may_be_due(step.now, id);
         }
         Ok(outcome)
     }
@@ -333,16 +493,19 @@ impl Node {
         };
         let home = |record: &RecordDelta| record.record.partition(self.config.partitions);
         if delta.records.iter().any(|record| home(record) != id) {
-            return Ok(Err(format!("delta {} does not belong to partition {id}", delta.dot)));
+            return Ok(Err(format!("delta {:?} does not belong to partition {id}", delta.dots)));
         }
         // Who has seen a commit of this replica proves that it was made.
-        let own = self.config.replica;
-        self.check_own(id, delta.dot)?;
-        self.check_own(id, Dot { replica: own, counter: delta.deps.get(own) })?;
+        let own = self.replica();
+        let seen = Dot { replica: own, counter: delta.deps.get(own) };
+        for dot in delta.dots.last_dots().chain([seen]) {
+            self.check_own(step, id, dot)?;
+        }
+        let oldest_ms = self.oldest_request_ms(step.now);
         let room = self.config.tuning.pending_bytes_max.saturating_sub(self.pending_bytes);
         let partition = &mut self.partitions[usize::from(id.0)];
         let before = partition.pending_bytes();
-        let received = partition.receive(&mut step.txn, delta, encoded, room)?;
+        let received = partition.receive(&mut step.txn, delta, encoded, room, oldest_ms)?;
         self.pending_bytes = self.pending_bytes + partition.pending_bytes() - before;
         match received {
             Received::Applied(all) => {
@@ -351,31 +514,19 @@ impl Node {
             }
             Received::Dropped => step.outputs.push(Output::Alarm(Alarm::PendingFull { partition: id })),
             Received::Refused(error) => return refused(error),
-            Received::Duplicate | Received::Waits => {}
+            Received::Duplicate | Received::Waits | Received::OutOfOrder => {}
         }
         Ok(Ok(()))
     }
 
     fn applied_remote<S: StoreRead>(&mut self, step: &mut Step<'_, S>, id: PartitionId, applied: &Applied) {
         if let Some(alarm) = self.clock.observe(applied.hlc, step.now.wall) {
-            let (replica, ahead_ms) = (applied.dot.replica, alarm.ahead_ms);
+            // Of an interval, one of those who may have written the stamp.
+            let replica = applied.dots.last_dots().next().map_or(ReplicaId(0), |dot| dot.replica);
+            let ahead_ms = alarm.ahead_ms;
             step.outputs.push(Output::Alarm(Alarm::ClockDrift { replica, ahead_ms }));
         }
         self.push_applied(step, id, applied);
-    }
-
-    /// Stops the node if somebody has a commit of this replica that this node does not hold.
-    pub(crate) fn check_own(&self, id: PartitionId, dot: Dot) -> Result<(), StoreError> {
-        let own = self.partitions[usize::from(id.0)].own_counter();
-        if dot.replica == self.config.replica && dot.counter > own {
-            return Err(StoreError::Inconsistent(format!(
-                "a peer has commit {} of this replica in partition {id}, but this node holds only {own}: its data \
-                 directory is older than what it has told others (a restored or copied backup?). Start the node \
-                 on an empty data directory; it will fetch everything from its peers",
-                dot.counter
-            )));
-        }
-        Ok(())
     }
 
     fn write_clock<S: StoreRead>(&self, step: &mut Step<'_, S>) {
@@ -394,17 +545,33 @@ impl Machine for Node {
         store: &impl StoreRead,
         out: &mut Effects<Output>,
     ) -> Result<(), StoreError> {
+        self.began(now.mono);
         let mut step = Step::new(now, store, &mut out.batch, &mut out.outputs);
         match input {
-            Input::Commit { request, writes } => {
-                let reply = self.commit(&mut step, &writes)?;
-                step.outputs.push(Output::Reply { request, reply });
+            Input::Commit { request, .. } | Input::Stop { request } if self.stopped => {
+                step.outputs.push(Output::Reply { request, reply: Reply::Stopping });
+            }
+            Input::Commit { request, writes, terms } => {
+                let held_back = self.hold_back(&mut step, Waiting { request, writes, terms })?;
+                if let Some(Waiting { request, writes, terms }) = held_back {
+                    let reply = self.commit(&mut step, &writes, &terms)?;
+                    step.outputs.push(Output::Reply { request, reply });
+                }
+            }
+            Input::Count { record, field, ty } => {
+                let id = record.partition(self.config.partitions);
+                self.partitions[usize::from(id.0)].count(&mut step.txn, &record, &field, ty)?;
+                self.jobs_may_be_due(now, id);
+            }
+            Input::Stop { request } => {
+                self.stop(&mut step)?;
+                step.outputs.push(Output::Reply { request, reply: Reply::Stopping });
             }
             Input::Status { request } => {
                 let reply = Reply::Status(Box::new(self.status()));
                 step.outputs.push(Output::Reply { request, reply });
             }
-            Input::Up { peer, link } => self.link_up(&mut step, peer, link),
+            Input::Up { peer, link, wire } => self.link_up(&mut step, peer, link, wire),
             Input::Down { peer, link } => self.link_down(now.mono, &peer, link),
             Input::Frame { peer, link, bytes } => self.frame(&mut step, &peer, link, &bytes)?,
         }
@@ -413,8 +580,13 @@ impl Machine for Node {
 
     fn next_deadline(&self) -> Option<Mono> {
         let peers = self.peers.values().filter_map(Peer::next_deadline).min();
-        let relay = self.next_relay_deadline();
-        peers.into_iter().chain(relay).min()
+        let others = [
+            self.next_catch_up_deadline(),
+            self.incarnation.deadline(),
+            self.jobs_at,
+            Some(self.requests_at),
+        ];
+        peers.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn handle_timeout(
@@ -424,11 +596,14 @@ impl Machine for Node {
         out: &mut Effects<Output>,
     ) -> Result<(), StoreError> {
         let mut step = Step::new(now, store, &mut out.batch, &mut out.outputs);
+        self.began(now.mono);
+        self.incarnation_due(&mut step)?;
         self.tell_contexts_due(&mut step);
         self.push_due(&mut step)?;
-        self.relay_due(&mut step);
+        self.ask_due(&mut step);
         self.answers_due(&mut step)?;
-        Ok(())
+        self.jobs_due(&mut step)?;
+        self.requests_due(&mut step)
     }
 }
 
@@ -437,8 +612,9 @@ impl<'a, S: StoreRead> Step<'a, S> {
         Self { now, txn: Txn::new(store, batch), outputs }
     }
 
-    pub(crate) fn send(&mut self, peer: &str, link: LinkId, message: Message) {
-        self.outputs.push(Output::Send { peer: peer.to_string(), link, message });
+    pub(crate) fn send(&mut self, peer: &str, place: Place, message: Message) {
+        let Place { link, wire } = place;
+        self.outputs.push(Output::Send { peer: peer.to_string(), link, wire, message });
     }
 
     pub(crate) fn close(&mut self, peer: &str, link: LinkId, reason: String) {

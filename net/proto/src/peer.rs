@@ -13,10 +13,10 @@ use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
+use crate::catch_up::Answer;
 use crate::message::{Hello, Message};
 use crate::node::{LinkId, Node, Step};
 use crate::push::Push;
-use crate::relay::Answer;
 
 /// The most bytes of a reason that a peer gives, kept for the log.
 const REASON_BYTES_MAX: usize = 300;
@@ -30,12 +30,32 @@ pub(crate) struct Peer {
     pub(crate) known: BTreeMap<PartitionId, VersionVector>,
     /// The link, if one is up.
     pub(crate) session: Option<Session>,
+    /// The process before the present one.
+    pub(crate) displaced: Option<u64>,
+    /// A process that began while another one under this name was alive.
+    pub(crate) refused: Option<u64>,
+}
+
+/// A link, and what it speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) link: LinkId,
+    pub(crate) wire: u8,
+}
+
+impl Place {
+    /// Whether the peer knows intervals.
+    pub(crate) fn merges(self) -> bool {
+        self.wire >= 2
+    }
 }
 
 /// What is kept about a peer while a link to it is up.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) link: LinkId,
+    /// The wire version of the link.
+    pub(crate) wire: u8,
     /// Whether the peer has introduced itself on this link.
     pub(crate) greeted: bool,
     /// Whether it has told all its contexts on this link.
@@ -47,6 +67,8 @@ pub(crate) struct Session {
     /// When to tell all contexts.
     pub(crate) tell_all_at: Mono,
     pub(crate) push: Push,
+    /// Partitions in which the peer lacks so much that it is to ask.
+    pub(crate) to_ask: BTreeSet<PartitionId>,
     /// Requests for others' deltas that are being answered.
     pub(crate) answers: BTreeMap<PartitionId, Answer>,
     /// When to go on with them.
@@ -69,6 +91,11 @@ impl Peer {
         self.session.as_ref().filter(|session| session.synced)
     }
 
+    /// Whether the peer asks for, and answers with, its own deltas too: from wire version 2 on.
+    pub(crate) fn answers_all(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.place().merges())
+    }
+
     pub(crate) fn replica(&self) -> Option<ReplicaId> {
         self.hello.as_ref().map(|hello| hello.replica)
     }
@@ -78,8 +105,20 @@ impl Peer {
     }
 }
 
+impl Session {
+    pub(crate) fn place(&self) -> Place {
+        Place { link: self.link, wire: self.wire }
+    }
+}
+
 impl Node {
-    pub(crate) fn link_up<S: StoreRead>(&mut self, step: &mut Step<'_, S>, name: String, link: LinkId) {
+    pub(crate) fn link_up<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: String,
+        link: LinkId,
+        wire: u8,
+    ) {
         let peer = self.peers.entry(name.clone()).or_default();
         if peer.session.as_ref().is_some_and(|session| session.link > link) {
             return;
@@ -87,17 +126,19 @@ impl Node {
         let now = step.now.mono;
         peer.session = Some(Session {
             link,
+            wire,
             greeted: false,
             synced: false,
             untold: BTreeSet::new(),
             tell_at: None,
             tell_all_at: now,
             push: Push::new(),
+            to_ask: BTreeSet::new(),
             answers: BTreeMap::new(),
             answer_at: None,
             answer_turn: PartitionId(0),
         });
-        self.greet(step, &name, link);
+        self.greet(step, &name, Place { link, wire });
         self.tell_all_contexts(step, &name);
     }
 
@@ -107,21 +148,23 @@ impl Node {
             peer.session = None;
             // What was awaited from this peer may have to come from another one now.
             for partition in self.partition_ids() {
-                self.review_relay(now, partition);
+                self.review_lacks(now, partition);
             }
         }
     }
 
-    pub(crate) fn greet<S: StoreRead>(&self, step: &mut Step<'_, S>, name: &str, link: LinkId) {
+    pub(crate) fn greet<S: StoreRead>(&self, step: &mut Step<'_, S>, name: &str, place: Place) {
         let config = &self.config;
         let hello = Hello {
             cluster: config.cluster.clone(),
             node: config.node.clone(),
             region: config.region.clone(),
-            replica: config.replica,
+            replica: self.replica(),
             partitions: config.partitions,
+            instance: self.incarnation.instance(),
+            resumes: self.incarnation.resumes(),
         };
-        step.send(name, link, Message::Hello(hello));
+        step.send(name, place, Message::Hello(hello));
     }
 
     pub(crate) fn frame<S: StoreRead>(
@@ -137,16 +180,16 @@ impl Node {
         if session.link != link {
             return Ok(());
         }
-        let greeted = session.greeted;
-        let outcome = match Message::decode(bytes) {
-            Ok(Message::Hello(hello)) => self.hello(name, hello),
+        let (greeted, place) = (session.greeted, session.place());
+        let outcome = match Message::decode(place.wire, bytes) {
+            Ok(Message::Hello(hello)) => self.hello(step, name, place, hello)?,
             Ok(Message::Refuse { reason }) => Err(format!("the peer refuses: {}", shortened(&reason))),
             Ok(_) if !greeted => Ok(()),
             Ok(message) => self.message(step, name, message)?,
             Err(error) => Err(format!("a message is refused: {error}")),
         };
         if let Err(reason) = outcome {
-            step.send(name, link, Message::Refuse { reason: reason.clone() });
+            step.send(name, place, Message::Refuse { reason: reason.clone() });
             step.close(name, link, reason);
             self.link_down(step.now.mono, name, link);
         }
@@ -163,6 +206,7 @@ impl Node {
         let partition = match &message {
             Message::Deltas { partition, .. } | Message::Want { partition, .. } => Some(*partition),
             Message::Contexts { contexts, .. } => contexts.iter().map(|(partition, _)| *partition).max(),
+            Message::Confirm(confirm) => confirm.holds.iter().map(|(partition, _)| *partition).max(),
             Message::Hello(_) | Message::Refuse { .. } => None,
         };
         if let Some(partition) = partition.filter(|partition| partition.0 >= self.config.partitions) {
@@ -181,12 +225,39 @@ impl Node {
                 }
             }
             Message::Want { partition, context } => self.serve_want(step, name, partition, context)?,
+            Message::Confirm(confirm) => self.confirmed(step, name, &confirm)?,
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
         Ok(Ok(()))
     }
 
-    fn hello(&mut self, name: &str, hello: Hello) -> Result<(), String> {
+    fn hello<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        place: Place,
+        hello: Hello,
+    ) -> Result<Result<(), String>, StoreError> {
+        if let Err(reason) = self.check_hello(name, &hello) {
+            return Ok(Err(reason));
+        }
+        if place.wire >= 2 {
+            if let Err(reason) = self.other_process(step, name, &hello) {
+                return Ok(Err(reason));
+            }
+            self.heard_of(step, name, place, &hello)?;
+        }
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(Ok(())) };
+        let Some(session) = peer.session.as_mut() else { return Ok(Ok(())) };
+        if !session.greeted {
+            session.greeted = true;
+            peer.known.clear();
+        }
+        peer.hello = Some(hello);
+        Ok(Ok(()))
+    }
+
+    fn check_hello(&self, name: &str, hello: &Hello) -> Result<(), String> {
         let own = &self.config;
         if hello.cluster != own.cluster {
             return Err(format!("cluster {:?} is not {:?}", shortened(&hello.cluster), own.cluster));
@@ -200,18 +271,11 @@ impl Node {
                 shortened(&hello.node)
             ));
         }
-        if hello.replica == own.replica {
+        if hello.replica == self.replica() {
             return Err(format!(
                 "node {name:?} writes under this node's replica id: a copied data directory?"
             ));
         }
-        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
-        let Some(session) = peer.session.as_mut() else { return Ok(()) };
-        if !session.greeted {
-            session.greeted = true;
-            peer.known.clear();
-        }
-        peer.hello = Some(hello);
         Ok(())
     }
 }

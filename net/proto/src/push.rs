@@ -1,5 +1,9 @@
 //! Pushing own deltas to a peer.
 //!
+//! A peer that lacks more than a few of this node's commits in a partition is not pushed to there: it asks, and gets what
+//! the log holds merged (see [`crate::catch_up`]); the end of that answer makes the stream live. A peer of wire version 1
+//! does not ask for a node's own deltas, so it is pushed to however far behind it is.
+//!
 //! For each peer and partition there is a place in this node's log ([`Stream::next`]) before which every own delta was
 //! sent on this link or acknowledged. A stream at the end of the log is *live*: a new own commit goes out in the step
 //! that makes it. A stream behind reads the log from its place on. Both stop at the window: bytes sent and not
@@ -28,9 +32,9 @@ use crate::node::{Node, Step};
 /// The least that a delta counts for in the window, so that the list of what is in flight is bounded too.
 const DELTA_BYTES_LEAST: usize = 128;
 /// Log entries looked at for one message: bounds a step where most entries are others'.
-pub(crate) const CHUNK_ENTRIES_MAX: usize = 4096;
+const CHUNK_ENTRIES_MAX: usize = 4096;
 /// Bytes of log entries, others' too, looked at for one message, the last entry excepted.
-pub(crate) const CHUNK_READ_BYTES_MAX: usize = 1024 * 1024;
+const CHUNK_READ_BYTES_MAX: usize = 1024 * 1024;
 /// Messages read from the log in one step: bounds how long clients wait for a peer's catching up.
 const STEP_CHUNKS_MAX: usize = 4;
 
@@ -79,6 +83,20 @@ impl Push {
         self.in_flight_bytes
     }
 
+    /// A peer was sent all there is by way of an answer: the stream goes on from the end of the log.
+    pub(crate) fn go_live(&mut self, id: PartitionId, next: u64, sent: u64, now: Mono, resend_after_us: u64) {
+        self.forget(id);
+        self.streams.insert(id, Stream { next, sent, in_flight: VecDeque::new(), progress_at: now });
+        // If the answer is lost nothing acknowledges it, and the stream is found anew.
+        self.sent(id, sent, DELTA_BYTES_LEAST, now, resend_after_us);
+    }
+
+    fn forget(&mut self, id: PartitionId) {
+        if let Some(stream) = self.streams.remove(&id) {
+            self.in_flight_bytes -= stream.in_flight.iter().map(|(_, size)| size).sum::<usize>();
+        }
+    }
+
     fn sent(&mut self, id: PartitionId, counter: u64, size: usize, now: Mono, resend_after_us: u64) {
         let size = size.max(DELTA_BYTES_LEAST);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -121,13 +139,15 @@ impl Node {
         applied: &Applied,
     ) {
         let (window, resend_after) = (self.config.tuning.window_bytes, self.config.tuning.resend_after_us);
-        let own = applied.dot.replica == self.config.replica;
+        let own = self.replica();
+        // An interval is never this node's own: it was got from a peer.
+        let own = applied.dots.only().filter(|dot| dot.replica == own);
         for (name, peer) in &mut self.peers {
             let Some(session) = peer.session.as_mut().filter(|session| session.synced) else { continue };
             let push = &mut session.push;
             let fresh = Stream {
                 next: applied.index,
-                sent: applied.dot.counter - 1,
+                sent: own.map_or(0, |dot| dot.counter - 1),
                 in_flight: VecDeque::new(),
                 progress_at: step.now.mono,
             };
@@ -142,26 +162,23 @@ impl Node {
             if stream.next != applied.index {
                 continue;
             }
-            if own && push.in_flight_bytes >= window {
+            if own.is_some() && push.in_flight_bytes >= window {
                 continue;
             }
             stream.next = applied.index + 1;
-            if own {
+            if let Some(dot) = own {
                 let size = applied.encoded.as_bytes().len();
-                push.sent(id, applied.dot.counter, size, step.now.mono, resend_after);
+                push.sent(id, dot.counter, size, step.now.mono, resend_after);
                 let deltas = vec![applied.encoded.clone()];
-                step.outputs.push(crate::Output::Send {
-                    peer: name.clone(),
-                    link: session.link,
-                    message: Message::Deltas { partition: id, deltas, ends_want: false },
-                });
+                let message = Message::Deltas { partition: id, deltas, ends_want: false };
+                step.send(name, session.place(), message);
             }
         }
     }
 
     /// A peer told its context of a partition: what it covers is no longer in flight.
     pub(crate) fn acknowledged(&mut self, now: Mono, name: &str, id: PartitionId) {
-        let own = self.config.replica;
+        let own = self.replica();
         let Some(peer) = self.peers.get_mut(name) else { return };
         let acknowledged = peer.known(id, own);
         let Some(session) = peer.session.as_mut() else { return };
@@ -228,19 +245,31 @@ impl Node {
         Ok(())
     }
 
-    /// Whether a partition's stream has not reached the end of the log; finds its place if it has none.
+    /// Whether a partition's stream has not reached the end of the log and is to go on; finds its place if it has none.
     fn is_behind<S: StoreRead>(
         &mut self,
         step: &Step<'_, S>,
         name: &str,
         id: PartitionId,
     ) -> Result<bool, StoreError> {
-        let own = self.config.replica;
+        let (own, tell_at) = (self.replica(), step.now.mono.plus_us(self.config.tuning.contexts_delay_us));
+        let commits_max = self.config.tuning.push_commits_max;
         let partition = &self.partitions[usize::from(id.0)];
         let (log_last, own_counter) = (partition.log_last(), partition.own_counter());
         let Some(peer) = self.peers.get_mut(name) else { return Ok(false) };
-        let acknowledged = peer.known(id, own);
+        let (acknowledged, asks) = (peer.known(id, own), peer.answers_all());
         let Some(session) = peer.session.as_mut() else { return Ok(false) };
+        let sent = session.push.streams.get(&id).map_or(acknowledged, |stream| stream.sent);
+        if asks && own_counter.saturating_sub(sent) > commits_max {
+            session.push.forget(id);
+            if session.to_ask.insert(id) {
+                // So that it knows how far behind it is.
+                session.untold.insert(id);
+                session.tell_at.get_or_insert(tell_at);
+            }
+            return Ok(false);
+        }
+        session.to_ask.remove(&id);
         if let Some(stream) = session.push.streams.get(&id) {
             return Ok(stream.next <= log_last);
         }
@@ -261,7 +290,7 @@ impl Node {
         name: &str,
         id: PartitionId,
     ) -> Result<(), StoreError> {
-        let (own, chunk_bytes) = (self.config.replica, self.config.tuning.chunk_bytes);
+        let (own, chunk_bytes) = (self.replica(), self.config.tuning.chunk_bytes);
         let resend_after = self.config.tuning.resend_after_us;
         let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
             return Ok(());
@@ -272,17 +301,17 @@ impl Node {
         let mut found: Vec<(u64, EncodedDelta)> = Vec::new();
         let (mut bytes, mut bytes_read, mut looked_at) = (0, 0, 0);
         partition::read_log(&step.txn, id, next, |entry| {
-            let wanted = entry.dot.replica == own && entry.dot.counter > sent;
+            let wanted = entry.dots.only().filter(|dot| dot.replica == own && dot.counter > sent);
             let size = entry.encoded.as_bytes().len().max(DELTA_BYTES_LEAST);
-            if wanted && !found.is_empty() && bytes + size > chunk_bytes {
+            if wanted.is_some() && !found.is_empty() && bytes + size > chunk_bytes {
                 return ControlFlow::Break(());
             }
             next = entry.index + 1;
             looked_at += 1;
             bytes_read += size;
-            if wanted {
+            if let Some(dot) = wanted {
                 bytes += size;
-                found.push((entry.dot.counter, entry.encoded));
+                found.push((dot.counter, entry.encoded));
             }
             let enough = looked_at == CHUNK_ENTRIES_MAX || bytes_read >= CHUNK_READ_BYTES_MAX;
             if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -299,8 +328,8 @@ impl Node {
             push.sent(id, *counter, delta.as_bytes().len(), step.now.mono, resend_after);
         }
         let deltas = found.into_iter().map(|(_, delta)| delta).collect();
-        let link = session.link;
-        step.send(name, link, Message::Deltas { partition: id, deltas, ends_want: false });
+        let place = session.place();
+        step.send(name, place, Message::Deltas { partition: id, deltas, ends_want: false });
         Ok(())
     }
 }

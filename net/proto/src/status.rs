@@ -60,7 +60,7 @@ impl Node {
             cluster: self.config.cluster.clone(),
             node: self.config.node.clone(),
             region: self.config.region.clone(),
-            replica: self.config.replica,
+            replica: self.replica(),
             partitions: self.config.partitions,
             pending_bytes: self.pending_bytes,
             converged: peers.values().all(even),

@@ -5,18 +5,27 @@ use std::ops::ControlFlow;
 
 use crate::context::{Dot, VersionVector};
 use crate::delta::{Clear, FieldDelta, Kill, RecordDelta, RowWrite};
+use crate::fields::FieldState;
 use crate::ids::{Field, Member, RecordId};
 use crate::keys;
-use crate::op::{Op, Reason};
+use crate::op::{Op, Reason, Terms};
 use crate::row::{FieldType, Row};
 use crate::store::{Family, StoreError, StoreRead};
-use crate::types::{Unit, counter, presence, register};
+use crate::time::Hlc;
+use crate::types::{Unit, counter, keyed, presence, register};
+
+/// Rows looked at to find out whether a field lives: more are passed over only where a large field was cleared a moment
+/// ago and is not swept yet. Beyond it the field is taken to be empty, so an operation of another type is let through.
+const LIVES_ROWS_MAX: usize = 65_536;
 
 /// The record as the commit leaves it so far.
 pub(super) struct RecordEdit<'s, S> {
     store: &'s S,
     prefix: Vec<u8>,
     own: Dot,
+    /// What the node has applied.
+    context: &'s VersionVector,
+    terms: &'s Terms,
     /// Fields looked at.
     fields: BTreeMap<Field, FieldEdit>,
     /// Whether those are all that have rows.
@@ -36,8 +45,12 @@ struct FieldEdit {
 
 #[derive(Default)]
 struct TypeEdit {
-    /// Whether rows are stored that no clear of this commit covers.
+    /// Whether rows are stored that may be there still.
     stored: bool,
+    /// Stored rows that are not there any more: cleared before and not yet swept.
+    dead: VersionVector,
+    /// Whether a clear of this commit took what the client has seen.
+    cleared: bool,
     /// What the commit sees and changes: by slot, or all in one for a counter.
     units: BTreeMap<Vec<u8>, Unit>,
     /// A slot that lived when last looked at.
@@ -59,20 +72,31 @@ enum Alive {
 }
 
 impl<'s, S: StoreRead> RecordEdit<'s, S> {
-    pub(super) fn new(store: &'s S, prefix: Vec<u8>, own: Dot) -> Self {
-        Self { store, prefix, own, fields: BTreeMap::new(), all_fields: false, deleted: false }
+    pub(super) fn new(
+        store: &'s S,
+        prefix: Vec<u8>,
+        own: Dot,
+        context: &'s VersionVector,
+        terms: &'s Terms,
+    ) -> Self {
+        let fields = BTreeMap::new();
+        Self { store, prefix, own, context, terms, fields, all_fields: false, deleted: false }
     }
 
-    /// Applies an operation that may be applied.
-    pub(super) fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
-        let own = self.own;
+    /// Applies an operation whose type fits.
+    pub(super) fn apply(&mut self, op: &Op) -> Result<Result<(), Reason>, StoreError> {
+        let (own, terms) = (self.own, self.terms);
+        let sees = |dot: Dot| terms.seen.as_ref().is_none_or(|seen| seen.covers(dot));
         match op {
             Op::Set { field, value } => {
-                register::set(self.unit(field, FieldType::REGISTER, register::SLOT)?, value);
+                register::set(self.unit(field, FieldType::REGISTER, register::SLOT)?, value, sees);
             }
             Op::Incr { field, by } => {
-                let unit = self.unit(field, FieldType::COUNTER, &[])?;
-                counter::incr(unit, *by, own).map_err(StoreError::damaged("rows: counter"))?;
+                let done = match terms.request {
+                    Some(id) => keyed::incr(self.unit(field, FieldType::KEYED, &id.key)?, &id.key, *by),
+                    None => counter::incr(self.unit(field, FieldType::COUNTER, &[])?, *by, own),
+                };
+                done.map_err(StoreError::damaged("rows: counter"))?;
             }
             Op::Enable { field } => {
                 let slot = presence::FLAG_SLOT;
@@ -80,17 +104,49 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             }
             Op::Disable { field } => {
                 let slot = presence::FLAG_SLOT;
-                presence::remove(self.unit(field, FieldType::FLAG, slot)?, slot);
+                presence::remove(self.unit(field, FieldType::FLAG, slot)?, slot, sees);
             }
             Op::Add { field, members } => self.each_member(field, members, presence::add)?,
-            Op::Remove { field, members } => self.each_member(field, members, presence::remove)?,
-            Op::Clear { field } => self.clear_field(field)?,
+            Op::Remove { field, members } => {
+                self.each_member(field, members, |unit, slot| presence::remove(unit, slot, sees))?;
+            }
+            Op::Clear { field } => return self.clear_field(field),
             Op::Delete => {
                 self.load_all_fields()?;
                 let fields: Vec<Field> = self.fields.keys().cloned().collect();
-                fields.iter().try_for_each(|field| self.clear_field(field))?;
+                for field in &fields {
+                    if let Err(refused) = self.clear_field(field)? {
+                        return Ok(Err(refused));
+                    }
+                }
                 self.deleted = true;
             }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Folds what is cleared of the own sum.
+    pub(super) fn fold_sums(&mut self, field: &Field) -> Result<(), StoreError> {
+        let own = self.own.replica;
+        if self.field(field)?.types.contains_key(&FieldType::COUNTER) {
+            let unit = self.unit(field, FieldType::COUNTER, &[])?;
+            counter::fold(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+        }
+        Ok(())
+    }
+
+    /// Turns those of the keyed increments that are the own replica's to fold into increments of its sum.
+    pub(super) fn fold_keyed(&mut self, field: &Field, slots: &[Vec<u8>]) -> Result<(), StoreError> {
+        let own = self.own;
+        for slot in slots {
+            let rows = self.stored_rows(field, FieldType::KEYED, slot)?;
+            let Some(winner) = keyed::winner(&rows).filter(|row| row.dot.replica == own.replica) else {
+                continue;
+            };
+            let by = keyed::decode(&winner.payload).map_err(StoreError::damaged("rows: counter"))?;
+            self.unit(field, FieldType::KEYED, slot)?.kill(|_| true);
+            let sums = self.unit(field, FieldType::COUNTER, &[])?;
+            counter::incr(sums, by, own).map_err(StoreError::damaged("rows: counter"))?;
         }
         Ok(())
     }
@@ -132,7 +188,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     }
 
     /// What the commit changes, if anything.
-    pub(super) fn finish(self, record: &RecordId, seen: &VersionVector) -> Option<RecordDelta> {
+    pub(super) fn finish(self, record: &RecordId) -> Option<RecordDelta> {
         let own = self.own.replica;
         let mut fields: Vec<FieldDelta> = Vec::new();
         let mut cleared: Vec<Field> = Vec::new();
@@ -151,19 +207,23 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                         .filter(|(slot, dot)| ty.keyed_by_dot() || dot.replica != own || !replaced(slot));
                     kills.extend(told.map(|(slot, dot)| Kill { slot: slot.to_vec(), dot }));
                     let written = unit.written().iter().cloned();
-                    rows.extend(written.map(|(slot, payload)| RowWrite { slot, payload }));
+                    // The stamp is drawn when the commit is known to change something.
+                    let row =
+                        |(slot, payload)| RowWrite { slot, dot: self.own, hlc: Hlc::default(), payload };
+                    rows.extend(written.map(row));
                 }
                 if !kills.is_empty() || !rows.is_empty() {
-                    fields.push(FieldDelta { field: field.clone(), ty, kills, rows });
+                    fields.push(FieldDelta { field: field.clone(), ty, kills, rows, gone: Vec::new() });
                 }
             }
         }
         if cleared.is_empty() && fields.is_empty() {
             return None;
         }
-        let clear = (!cleared.is_empty())
-            .then(|| Clear { fields: (!self.deleted).then_some(cleared), seen: seen.clone() });
-        Some(RecordDelta { record: record.clone(), clear, fields })
+        let seen = self.terms.seen.as_ref().map_or(self.context, |seen| seen.vector());
+        let scope = (!self.deleted).then(|| cleared.clone());
+        let clear = (!cleared.is_empty()).then(|| Clear { fields: scope, seen: seen.clone() });
+        Some(RecordDelta { record: record.clone(), clears: clear.into_iter().collect(), fields })
     }
 
     fn each_member(
@@ -180,20 +240,42 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     }
 
     /// Clears every type of the field: sums by rows of their own, the rest by scope.
-    fn clear_field(&mut self, field: &Field) -> Result<(), StoreError> {
-        let own = self.own.replica;
+    fn clear_field(&mut self, field: &Field) -> Result<Result<(), Reason>, StoreError> {
+        let (own, terms) = (self.own.replica, self.terms);
         if self.field(field)?.types.contains_key(&FieldType::COUNTER) {
             let unit = self.unit(field, FieldType::COUNTER, &[])?;
+            if let Some(seen) = &terms.seen
+                && counter::is_beyond(unit, |dot| seen.covers(dot))
+                    .map_err(StoreError::damaged("rows: counter"))?
+            {
+                return Ok(Err(Reason::StaleSeen { field: field.clone() }));
+            }
             counter::clear(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+        }
+        if terms.seen.as_ref().is_some_and(|seen| seen.cloud().next().is_some())
+            && self.field(field)?.types.contains_key(&FieldType::REGISTER)
+        {
+            // A scope cannot say what was seen beyond a gap: the client's own assignments.
+            self.unit(field, FieldType::REGISTER, register::SLOT)?;
         }
         let edit = self.field(field)?;
         edit.lives = None;
         for (_, ty) in edit.types.iter_mut().filter(|(ty, _)| !ty.holds_sums()) {
             edit.cleared |= ty.stored;
-            // What the clear covers is not seen any more, and what the commit wrote is gone.
-            *ty = TypeEdit::default();
+            match &terms.seen {
+                // What the clear covers is not seen any more, and what the commit wrote is gone.
+                None => *ty = TypeEdit::default(),
+                Some(seen) => {
+                    ty.cleared = true;
+                    ty.alive = Alive::Unknown;
+                    for unit in ty.units.values_mut() {
+                        unit.clear(|dot| seen.vector().covers(dot));
+                        unit.kill(|dot| seen.covers(dot));
+                    }
+                }
+            }
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// The unit of a slot, read at its first use, to be changed.
@@ -219,8 +301,13 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             while let Some((key, _)) = self.store.first(Family::Rows, &from, &end)? {
                 let (_, ty, _) =
                     keys::parse_field(&self.prefix, &key).map_err(StoreError::damaged("rows"))?;
-                edit.types.insert(ty, TypeEdit { stored: true, ..TypeEdit::default() });
-                from = keys::after_prefix(&keys::type_prefix(&self.prefix, field, ty));
+                let prefix = keys::type_prefix(&self.prefix, field, ty);
+                let state = if ty.holds_sums() { None } else { FieldState::read(self.store, &prefix)? };
+                // Where all is known to be swept or cleared, nothing is looked for.
+                let stored = state.as_ref().is_none_or(|state| state.counted_size() != Some(0));
+                let dead = state.map(|state| state.dead).unwrap_or_default();
+                edit.types.insert(ty, TypeEdit { stored, dead, ..TypeEdit::default() });
+                from = keys::after_prefix(&prefix);
             }
             self.fields.insert(field.clone(), edit);
         }
@@ -246,13 +333,16 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let types: Vec<FieldType> = self.field(field)?.types.keys().copied().collect();
         for ty in types {
             if self.type_lives(field, ty)? {
-                return Ok(Some(ty));
+                return Ok(Some(ty.whole()));
             }
         }
         Ok(None)
     }
 
     fn type_lives(&mut self, field: &Field, ty: FieldType) -> Result<bool, StoreError> {
+        if ty == FieldType::COUNTER && self.type_lives(field, FieldType::KEYED)? {
+            return Ok(true);
+        }
         if !self.field(field)?.types.contains_key(&ty) {
             return Ok(false);
         }
@@ -284,7 +374,15 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             Alive::Unknown => &range,
         };
         let mut alive = Alive::None;
+        let mut looked_at = 0;
         self.each_row(from, &keys::after_prefix(&range), |key, row| {
+            looked_at += 1;
+            if looked_at == LIVES_ROWS_MAX {
+                return ControlFlow::Break(());
+            }
+            if self.is_gone(edit, row.dot) {
+                return ControlFlow::Continue(());
+            }
             if edit.units.get(&row.slot).is_some_and(|unit| unit.kills(&row.slot, row.dot)) {
                 return ControlFlow::Continue(());
             }
@@ -299,12 +397,21 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     fn stored_rows(&self, field: &Field, ty: FieldType, slot: &[u8]) -> Result<Vec<Row>, StoreError> {
         let mut range = keys::type_prefix(&self.prefix, field, ty);
         range.extend_from_slice(slot);
+        let edit = self.fields.get(field).and_then(|edit| edit.types.get(&ty));
         let mut rows = Vec::new();
         self.each_row(&range, &keys::after_prefix(&range), |_, row| {
-            rows.push(row);
+            if edit.is_none_or(|edit| !self.is_gone(edit, row.dot)) {
+                rows.push(row);
+            }
             ControlFlow::Continue(())
         })?;
         Ok(rows)
+    }
+
+    /// Whether a stored row was cleared, before this commit or by it.
+    fn is_gone(&self, edit: &TypeEdit, dot: Dot) -> bool {
+        let seen = self.terms.seen.as_ref().filter(|_| edit.cleared);
+        edit.dead.covers(dot) || seen.is_some_and(|seen| seen.vector().covers(dot))
     }
 
     fn each_row(

@@ -34,6 +34,13 @@
 //!
 //! A reset about an owner without a sum row, or below its `first`, is dead for good: its owner's row was
 //! retired in its causal past or will begin after it. Whoever clears next removes it.
+//!
+//! # Folding and retiring between increments
+//!
+//! An owner that applies a reset about itself folds soon after, in a commit of its own ([`fold`]): by (4) that changes no
+//! value, by (3) a row of which every increment is covered may go. So a cleared counter leaves no rows once its owners
+//! have heard of it, and a deleted record's last row goes. Rows of a past incarnation have no owner any more and stay as
+//! they are: a later clear puts its reset beside them, and (1) to (5) never ask whether the owner lives.
 
 use bincode::{Decode, Encode};
 
@@ -140,6 +147,35 @@ pub fn incr(unit: &mut Unit, by: i64, own: Dot) -> Result<(), CodecError> {
     Ok(())
 }
 
+/// Whether the stored rows hold increments that are there and that the client has not seen: sums cannot be split, so
+/// it cannot clear them.
+pub fn is_beyond(unit: &Unit, sees: impl Fn(Dot) -> bool) -> Result<bool, CodecError> {
+    let stored = unit.stored().map(|(slot, dot, payload)| (slot, dot.replica, payload));
+    let state = State::of_rows(stored)?;
+    let mut open = state.sums.iter().filter(|(owner, sum)| {
+        sum.cover(state.resets_about(*owner)).is_none_or(|cover| cover.dot < sum.last)
+    });
+    Ok(open.any(|&(replica, sum)| !sees(Dot { replica, counter: sum.last })))
+}
+
+/// What the owner does with resets about its row, between its increments: it folds them in, and retires the row if
+/// nothing of it is left. Changes no value.
+pub fn fold(unit: &mut Unit, own: ReplicaId) -> Result<(), CodecError> {
+    let state = State::of_unit(unit, own)?;
+    let about = reset_slot(own);
+    let sum = state.sums.iter().find(|(owner, _)| *owner == own).map(|(_, sum)| *sum);
+    let cover = sum.and_then(|sum| sum.cover(state.resets_about(own)));
+    let retired = sum.is_some_and(|sum| cover.is_some_and(|cover| cover.dot >= sum.last));
+    if !retired && state.resets_about(own).next().is_none() {
+        return Ok(());
+    }
+    unit.kill_where(|slot, dot| slot == about || (slot == SUM_SLOT && dot.replica == own));
+    if let Some(sum) = sum.filter(|_| !retired) {
+        unit.write(SUM_SLOT.to_vec(), Sum { base: cover, ..sum }.encode());
+    }
+    Ok(())
+}
+
 /// Takes away every increment seen, by `own` replica.
 pub fn clear(unit: &mut Unit, own: ReplicaId) -> Result<(), CodecError> {
     let state = State::of_unit(unit, own)?;
@@ -167,10 +203,15 @@ pub fn lives(unit: &Unit, own: ReplicaId) -> Result<bool, CodecError> {
     Ok(State::of_unit(unit, own)?.value().is_some())
 }
 
-/// The value of a counter's rows; `None` if no increment is left.
-pub fn value(rows: &[Row]) -> Result<Option<i64>, CodecError> {
+/// The exact sum of a counter's rows; `None` if no increment is left.
+pub fn value(rows: &[Row]) -> Result<Option<i128>, CodecError> {
     let rows = rows.iter().map(|row| (row.slot.as_slice(), row.dot.replica, row.payload.as_slice()));
     Ok(State::of_rows(rows)?.value())
+}
+
+/// A sum as it is read: saturated at the limits of an i64.
+pub fn saturated(sum: i128) -> i64 {
+    sum.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
 }
 
 /// A counter's rows, read.
@@ -206,7 +247,7 @@ impl State {
         self.resets.iter().filter(move |(about, ..)| *about == owner).map(|(.., reset)| *reset)
     }
 
-    fn value(&self) -> Option<i64> {
+    fn value(&self) -> Option<i128> {
         let mut total = None;
         for (owner, sum) in &self.sums {
             let cover = sum.cover(self.resets_about(*owner));
@@ -215,7 +256,7 @@ impl State {
                 total = Some(total.unwrap_or(0i128).wrapping_add(rest));
             }
         }
-        total.map(|total| total.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64)
+        total
     }
 }
 
@@ -276,11 +317,12 @@ mod tests {
         for _ in 0..3 {
             incr(&mut unit, i64::MAX, dot(1, 1)).unwrap();
         }
-        assert_eq!(State::of_unit(&unit, ReplicaId(1)).unwrap().value(), Some(i64::MAX));
+        let read = |unit: &Unit| State::of_unit(unit, ReplicaId(1)).unwrap().value().map(saturated);
+        assert_eq!(read(&unit), Some(i64::MAX));
         incr(&mut unit, i64::MIN, dot(1, 1)).unwrap();
         incr(&mut unit, i64::MIN, dot(1, 1)).unwrap();
         incr(&mut unit, -1, dot(1, 1)).unwrap();
-        assert_eq!(State::of_unit(&unit, ReplicaId(1)).unwrap().value(), Some(i64::MAX - 3));
+        assert_eq!(read(&unit), Some(i64::MAX - 3));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! (or, for a counter, of the whole counter) and what this commit makes of them so far.
 
 pub mod counter;
+pub mod keyed;
 pub mod presence;
 pub mod register;
 
@@ -43,6 +44,22 @@ impl Unit {
     /// The rows seen that this commit removes: slot and dot.
     pub fn killed(&self) -> impl Iterator<Item = (&[u8], Dot)> {
         self.seen.iter().filter(|row| row.killed).map(|row| (row.slot.as_slice(), row.dot))
+    }
+
+    /// The rows seen, removed or not: slot, dot, payload.
+    fn stored(&self) -> impl Iterator<Item = (&[u8], Dot, &[u8])> {
+        self.seen.iter().map(|row| (row.slot.as_slice(), row.dot, row.payload.as_slice()))
+    }
+
+    /// Forgets what a clear's scope takes: the rows seen that it covers, and what this commit wrote.
+    pub fn clear(&mut self, covers: impl Fn(Dot) -> bool) {
+        self.seen.retain(|row| !covers(row.dot));
+        self.written.clear();
+    }
+
+    /// Removes every row seen that satisfies the condition.
+    pub fn kill(&mut self, condition: impl Fn(Dot) -> bool) {
+        self.kill_where(|_, dot| condition(dot));
     }
 
     /// Whether a row seen is still there.

@@ -8,6 +8,7 @@
 //! - A removal kills every row seen. A row written concurrently was not seen, so it stays: add wins.
 
 use super::Unit;
+use crate::context::Dot;
 use crate::ids::Member;
 
 /// The slot of a flag.
@@ -28,12 +29,12 @@ pub fn slot_member(slot: &[u8]) -> Option<&str> {
 
 /// Makes the slot present.
 pub fn add(unit: &mut Unit, slot: &[u8]) {
-    unit.kill_where(|_, _| true);
+    unit.kill(|_| true);
     unit.write(slot.to_vec(), Vec::new());
 }
 
-/// Makes the slot absent, as far as seen.
-pub fn remove(unit: &mut Unit, slot: &[u8]) {
-    unit.kill_where(|_, _| true);
+/// Makes the slot absent, as far as the client has seen.
+pub fn remove(unit: &mut Unit, slot: &[u8], sees: impl Fn(Dot) -> bool) {
+    unit.kill(sees);
     unit.unwrite(slot);
 }

@@ -7,15 +7,16 @@
 //! stamp.
 
 use super::Unit;
+use crate::context::Dot;
 use crate::json::Json;
 use crate::row::Row;
 
 /// The one slot of a register.
 pub const SLOT: &[u8] = &[];
 
-/// Assigns.
-pub fn set(unit: &mut Unit, value: &Json) {
-    unit.kill_where(|_, _| true);
+/// Assigns, over what the client has seen.
+pub fn set(unit: &mut Unit, value: &Json, sees: impl Fn(Dot) -> bool) {
+    unit.kill(sees);
     unit.write(SLOT.to_vec(), value.as_str().as_bytes().to_vec());
 }
 

@@ -1,0 +1,288 @@
+//! From a delta to rows, marks and what the node keeps about fields.
+//!
+//! A receiver may have some of a delta's commits already (only of an interval, got in part by another way). So:
+//!
+//! - a row is written only if its commit is new here: of an old one the row is there, or something took it since;
+//! - in each slot that the delta touches, a row of its commits that it does not list is removed.
+//!
+//! What is cleared goes at once where there is little of it; where there is much, a [`FieldState`] says which rows are dead,
+//! and a job to sweep them is put on the partition's list.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use crate::context::{Dot, DotRanges, VersionVector};
+use crate::delta::{Clear, Delta, FieldDelta, RecordDelta};
+use crate::fields::FieldState;
+use crate::ids::{PartitionId, RecordId, ReplicaId};
+use crate::keys;
+use crate::row::{FieldType, RowValue};
+use crate::store::{Family, StoreError, StoreRead, Txn};
+use crate::types::counter;
+
+const KEY_MARK: &[u8] = &[1];
+
+/// Where a delta is applied.
+pub(super) struct Place<'a> {
+    pub(super) partition: PartitionId,
+    /// The node's own replica.
+    pub(super) own: ReplicaId,
+    /// What is applied before the delta.
+    pub(super) before: &'a VersionVector,
+    /// Rows of a field that a clear looks at, and removes at once if there are no more.
+    pub(super) clear_rows: usize,
+}
+
+/// Applies a delta's records. Tells whether that left a job to do.
+pub(super) fn apply<S: StoreRead>(
+    txn: &mut Txn<'_, S>,
+    place: &Place<'_>,
+    delta: &Delta,
+) -> Result<bool, StoreError> {
+    let overlaps = delta.dots.overlaps(place.before);
+    let mut has_job = false;
+    for record in &delta.records {
+        let prefix = keys::record_prefix(place.partition, &record.record);
+        let mut change = Change {
+            txn: &mut *txn,
+            place,
+            prefix,
+            dots: &delta.dots,
+            overlaps,
+            wrote: false,
+            removed: false,
+            has_job: false,
+        };
+        change.apply(record)?;
+        has_job |= change.has_job;
+    }
+    Ok(has_job)
+}
+
+/// Removes a record's mark, and what is kept about its fields, if it has no row any more.
+pub(super) fn unmark_if_empty<S: StoreRead>(
+    txn: &mut Txn<'_, S>,
+    prefix: &[u8],
+    record: &RecordId,
+) -> Result<(), StoreError> {
+    if txn.first(Family::Rows, prefix, &keys::after_prefix(prefix))?.is_some() {
+        return Ok(());
+    }
+    txn.delete(Family::Keys, keys::key_mark(record));
+    let mut states = Vec::new();
+    txn.scan_prefix(Family::Fields, prefix, &mut |key, _| {
+        states.push(key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    states.into_iter().for_each(|key| txn.delete(Family::Fields, key));
+    Ok(())
+}
+
+/// Visits the rows of a key range of one field and type: key, slot, dot.
+pub(super) fn each_row(
+    store: &impl StoreRead,
+    record_prefix: &[u8],
+    from: &[u8],
+    to: &[u8],
+    mut visit: impl FnMut(&[u8], &[u8], Dot) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let mut outcome = Ok(());
+    store.scan(
+        Family::Rows,
+        from,
+        to,
+        &mut |key, value| match keys::parse_row(record_prefix, key, value) {
+            Ok(row) => visit(key, &row.slot, row.dot),
+            Err(error) => {
+                outcome = Err(StoreError::damaged("rows")(error));
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    outcome
+}
+
+/// One record under a delta.
+struct Change<'a, 't, S> {
+    txn: &'a mut Txn<'t, S>,
+    place: &'a Place<'a>,
+    prefix: Vec<u8>,
+    dots: &'a DotRanges,
+    overlaps: bool,
+    wrote: bool,
+    removed: bool,
+    has_job: bool,
+}
+
+impl<S: StoreRead> Change<'_, '_, S> {
+    fn apply(&mut self, delta: &RecordDelta) -> Result<(), StoreError> {
+        delta.clears.iter().try_for_each(|clear| self.clear(clear))?;
+        delta.fields.iter().try_for_each(|field| self.field(field))?;
+        if self.wrote {
+            let mark = keys::key_mark(&delta.record);
+            if self.txn.get(Family::Keys, &mark)?.is_none() {
+                self.txn.put(Family::Keys, mark, KEY_MARK.to_vec());
+            }
+        } else if self.removed {
+            unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, clear: &Clear) -> Result<(), StoreError> {
+        let scopes = match &clear.fields {
+            Some(fields) => fields.iter().map(|field| keys::field_prefix(&self.prefix, field)).collect(),
+            None => vec![self.prefix.clone()],
+        };
+        for scope in scopes {
+            let end = keys::after_prefix(&scope);
+            let mut from = scope;
+            while let Some((key, _)) = self.txn.first(Family::Rows, &from, &end)? {
+                let (field, ty, _) =
+                    keys::parse_field(&self.prefix, &key).map_err(StoreError::damaged("rows"))?;
+                let range = keys::type_prefix(&self.prefix, &field, ty);
+                from = keys::after_prefix(&range);
+                if !ty.holds_sums() {
+                    self.clear_type(&range, &clear.seen)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_type(&mut self, range: &[u8], seen: &VersionVector) -> Result<(), StoreError> {
+        let state = FieldState::read(self.txn, range)?;
+        let mut taken = Vec::new();
+        let mut slots_left: BTreeSet<Vec<u8>> = BTreeSet::new();
+        let mut rows = 0;
+        each_row(self.txn, &self.prefix, range, &keys::after_prefix(range), |key, slot, dot| {
+            rows += 1;
+            if rows > self.place.clear_rows {
+                return ControlFlow::Break(());
+            }
+            if seen.covers(dot) || state.as_ref().is_some_and(|state| state.dead.covers(dot)) {
+                taken.push(key.to_vec());
+            } else {
+                slots_left.insert(slot.to_vec());
+            }
+            ControlFlow::Continue(())
+        })?;
+        if rows > self.place.clear_rows {
+            let mut state = state.unwrap_or_default();
+            state.clear(seen, seen.covers_all(self.place.before));
+            state.write(self.txn, range);
+            self.txn.put(Family::Meta, keys::job(range, &[]), Vec::new());
+            self.has_job = true;
+            return Ok(());
+        }
+        self.removed |= !taken.is_empty();
+        taken.into_iter().for_each(|key| self.txn.delete(Family::Rows, key));
+        if let Some(mut state) = state {
+            state.looked_through(slots_left.len() as u64);
+            state.write(self.txn, range);
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, delta: &FieldDelta) -> Result<(), StoreError> {
+        let range = keys::type_prefix(&self.prefix, &delta.field, delta.ty);
+        // Sums are neither swept nor counted.
+        let state = if delta.ty.holds_sums() { None } else { FieldState::read(self.txn, &range)? };
+        let slots = if state.is_some() || self.overlaps { touched(delta) } else { BTreeSet::new() };
+        let mut present_before = Vec::new();
+        if let Some(state) = &state {
+            for slot in &slots {
+                present_before.push(self.is_present(&range, slot, state)?);
+            }
+        }
+        self.kill(delta)?;
+        if self.overlaps {
+            self.remove_unlisted(delta, &range, &slots)?;
+        }
+        self.write(delta, &range)?;
+        if let Some(mut state) = state {
+            for (slot, before) in slots.iter().zip(present_before) {
+                let after = self.is_present(&range, slot, &state)?;
+                if after != before {
+                    state.changed(slot, after);
+                }
+            }
+            state.write(self.txn, &range);
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self, delta: &FieldDelta) -> Result<(), StoreError> {
+        for kill in &delta.kills {
+            let key = keys::row_key(&self.prefix, &delta.field, delta.ty, &kill.slot, kill.dot);
+            let Some(value) = self.txn.get(Family::Rows, &key)? else { continue };
+            let row = RowValue::decode(&value).map_err(StoreError::damaged("rows"))?;
+            if row.counter <= kill.dot.counter {
+                self.txn.delete(Family::Rows, key);
+                self.removed = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_unlisted(
+        &mut self,
+        delta: &FieldDelta,
+        range: &[u8],
+        slots: &BTreeSet<&[u8]>,
+    ) -> Result<(), StoreError> {
+        let listed: BTreeSet<(&[u8], Dot)> =
+            delta.rows.iter().map(|row| (row.slot.as_slice(), row.dot)).collect();
+        let mut gone = Vec::new();
+        for &slot in slots {
+            let from = [range, slot].concat();
+            each_row(self.txn, &self.prefix, &from, &keys::after_prefix(&from), |key, found, dot| {
+                if found == slot && self.dots.contains(dot) && !listed.contains(&(slot, dot)) {
+                    gone.push(key.to_vec());
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        self.removed |= !gone.is_empty();
+        gone.into_iter().for_each(|key| self.txn.delete(Family::Rows, key));
+        Ok(())
+    }
+
+    fn write(&mut self, delta: &FieldDelta, range: &[u8]) -> Result<(), StoreError> {
+        for row in delta.rows.iter().filter(|row| !self.place.before.covers(row.dot)) {
+            let key = keys::row_key(&self.prefix, &delta.field, delta.ty, &row.slot, row.dot);
+            let value = RowValue { counter: row.dot.counter, hlc: row.hlc, payload: row.payload.clone() };
+            self.txn.put(Family::Rows, key, value.encode());
+            self.wrote = true;
+            if delta.ty == FieldType::COUNTER
+                && row.dot.replica != self.place.own
+                && counter::parse_slot(&row.slot).is_ok_and(|owner| owner == Some(self.place.own))
+            {
+                // Somebody cleared what this node counted: it will fold that in.
+                self.txn.put(Family::Meta, keys::job(range, &[]), Vec::new());
+                self.has_job = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_present(&self, range: &[u8], slot: &[u8], state: &FieldState) -> Result<bool, StoreError> {
+        let from = [range, slot].concat();
+        let mut present = false;
+        each_row(self.txn, &self.prefix, &from, &keys::after_prefix(&from), |_, found, dot| {
+            if found == slot && !state.dead.covers(dot) {
+                present = true;
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(present)
+    }
+}
+
+/// The slots that a delta touches.
+fn touched(delta: &FieldDelta) -> BTreeSet<&[u8]> {
+    let kills = delta.kills.iter().map(|kill| kill.slot.as_slice());
+    let rows = delta.rows.iter().map(|row| row.slot.as_slice());
+    kills.chain(rows).chain(delta.gone.iter().map(Vec::as_slice)).collect()
+}

@@ -1,0 +1,333 @@
+//! Catching up: getting from a peer what it has and this node lacks, by asking.
+//!
+//! Contexts show what a peer has. Usually the origin of what is lacking is about to send it; so the node waits: a little
+//! if it has no link to the origin, longer if it has one, not at all if it lacks so much of the peer's own that the
+//! peer, by the same rule ([`crate::push`]), waits to be asked. If nothing of that origin was applied meanwhile it asks, one
+//! peer at a time, and another one if no answer comes. An answer is bounded; if more is lacking, the same happens
+//! again, at once if the answer brought something. As long as answers bring nothing, each wait is twice the one before.
+//!
+//! The one who is asked sends, from its log and in its order, what the asker's context does not cover, merged into
+//! intervals ([`godwit_core::interval`]) of about a message's size. Such a run is causally closed given what came before
+//! it, so each interval can be applied when it arrives. It answers one request a partition at a time, a bounded part of
+//! the log a step, so that no request holds up its clients; the interval that grows meanwhile is bounded by a message's
+//! size too. To a peer of wire version 1 it sends the deltas of the run one by one.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use godwit_core::context::VersionVector;
+use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::interval::IntervalBuilder;
+use godwit_core::partition::{self, LogEntry};
+use godwit_core::store::{StoreError, StoreRead};
+use godwit_core::time::Mono;
+
+use crate::message::Message;
+use crate::node::{Node, Step};
+use crate::peer::Peer;
+
+/// How often the wait may double; [`crate::Tuning::relay_retry_us`] ends it before.
+const DOUBLINGS_MAX: u32 = 16;
+/// Log entries looked at in one step.
+const STEP_ENTRIES_MAX: usize = 1024;
+/// Bytes of log entries looked at in one step, the last entry excepted.
+const STEP_BYTES_MAX: usize = 1024 * 1024;
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// What the asker had when it asked.
+    asked: VersionVector,
+    /// What it will have of this node's own deltas at the end.
+    own: u64,
+    /// The index of the first log entry not looked at.
+    next: u64,
+    /// Bytes sent.
+    bytes: usize,
+    /// What is still to be sent.
+    run: IntervalBuilder,
+}
+
+/// What this node lacks and has asked for.
+#[derive(Debug, Default)]
+pub(crate) struct CatchUp {
+    lacks: BTreeMap<PartitionId, Lack>,
+}
+
+#[derive(Debug, Default)]
+struct Lack {
+    /// By origin.
+    origins: BTreeMap<ReplicaId, Gap>,
+    asked: Option<(String, Mono)>,
+    attempts: usize,
+    /// Requests since something that was lacking was last applied.
+    fruitless: u32,
+}
+
+/// What is lacking of an origin.
+#[derive(Debug, Clone, Copy)]
+struct Gap {
+    /// The counter reached here.
+    reached: u64,
+    /// Since when it has stood there, or an answer was last awaited.
+    since: Mono,
+    /// Whether its origin is a peer that waits to be asked.
+    awaited: bool,
+}
+
+impl Node {
+    /// Compares what peers have with what this node has.
+    pub(crate) fn review_lacks(&mut self, now: Mono, id: PartitionId) {
+        let mut lacking: BTreeMap<ReplicaId, Gap> = BTreeMap::new();
+        let context = self.partitions[usize::from(id.0)].context();
+        for peer in self.peers.values().filter(|peer| peer.synced().is_some()) {
+            let told = peer.known.get(&id).into_iter().flat_map(VersionVector::iter);
+            for dot in told.filter(|dot| !context.covers(*dot)) {
+                let reached = context.get(dot.replica);
+                let own = Some(dot.replica) == peer.replica();
+                let awaited =
+                    own && peer.answers_all() && dot.counter - reached > self.config.tuning.push_commits_max;
+                if !own || awaited {
+                    let gap = lacking.entry(dot.replica).or_insert(Gap { reached, since: now, awaited });
+                    gap.awaited |= awaited;
+                }
+            }
+        }
+        if lacking.is_empty() {
+            self.catch_up.lacks.remove(&id);
+            return;
+        }
+        let lack = self.catch_up.lacks.entry(id).or_default();
+        for (origin, gap) in &mut lacking {
+            match lack.origins.get(origin) {
+                Some(before) if before.reached == gap.reached => gap.since = before.since,
+                Some(_) => lack.fruitless = 0,
+                None => {}
+            }
+        }
+        lack.origins = lacking;
+    }
+
+    pub(crate) fn next_catch_up_deadline(&self) -> Option<Mono> {
+        self.catch_up.lacks.values().map(|lack| self.lack_deadline(lack)).min()
+    }
+
+    /// When to ask for what is lacking.
+    fn lack_deadline(&self, lack: &Lack) -> Mono {
+        let tuning = &self.config.tuning;
+        let linked = |origin: &ReplicaId| {
+            self.peers.values().any(|peer| peer.synced().is_some() && peer.replica() == Some(*origin))
+        };
+        let patience = |(origin, gap): (&ReplicaId, &Gap)| {
+            if gap.awaited && lack.fruitless == 0 {
+                return gap.since;
+            }
+            let linked = linked(origin) && !gap.awaited;
+            let wait = if linked { tuning.relay_wait_linked_us } else { tuning.relay_wait_cut_us };
+            let longer =
+                wait.saturating_mul(1 << lack.fruitless.min(DOUBLINGS_MAX)).min(tuning.relay_retry_us);
+            gap.since.plus_us(longer.max(wait))
+        };
+        let ripe = lack.origins.iter().map(patience).min();
+        let answer = lack.asked.as_ref().map(|(_, at)| at.plus_us(tuning.relay_retry_us));
+        ripe.max(answer).unwrap_or(Mono(u64::MAX))
+    }
+
+    /// Asks for what has been lacking for too long.
+    pub(crate) fn ask_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) {
+        let now = step.now.mono;
+        let due = self.catch_up.lacks.iter().filter(|(_, lack)| self.lack_deadline(lack) <= now);
+        let due: Vec<PartitionId> = due.map(|(&id, _)| id).collect();
+        for id in due {
+            let context = self.context(id).clone();
+            let Some(lack) = self.catch_up.lacks.get_mut(&id) else { continue };
+            // A node of wire version 1 leaves its own out of its answers.
+            let has = |peer: &Peer| {
+                let mut gaps = lack.origins.iter();
+                gaps.any(|(&origin, gap)| {
+                    let answers = peer.answers_all() || Some(origin) != peer.replica();
+                    answers && peer.known(id, origin) > gap.reached
+                })
+            };
+            let candidates = self.peers.iter().filter(|(_, peer)| has(peer));
+            let candidates: Vec<_> =
+                candidates.filter_map(|(name, peer)| Some((name, peer.synced()?.place()))).collect();
+            if candidates.is_empty() {
+                self.catch_up.lacks.remove(&id);
+                continue;
+            }
+            let (name, place) = candidates[lack.attempts % candidates.len()];
+            lack.attempts += 1;
+            lack.fruitless += 1;
+            lack.asked = Some((name.clone(), now));
+            lack.origins.values_mut().for_each(|gap| gap.since = now);
+            step.send(name, place, Message::Want { partition: id, context });
+        }
+    }
+
+    /// An answer has ended: what is still lacking may be asked for again.
+    pub(crate) fn want_answered(&mut self, now: Mono, name: &str, id: PartitionId) {
+        if let Some(lack) = self.catch_up.lacks.get_mut(&id)
+            && lack.asked.as_ref().is_some_and(|(asked, _)| asked == name)
+        {
+            lack.asked = None;
+        }
+        self.review_lacks(now, id);
+    }
+
+    /// Begins to answer a peer. The same question again is being answered already.
+    pub(crate) fn serve_want<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        id: PartitionId,
+        asked: VersionVector,
+    ) -> Result<(), StoreError> {
+        let partition = &self.partitions[usize::from(id.0)];
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
+            return Ok(());
+        };
+        if session.answers.get(&id).is_none_or(|answer| answer.asked != asked) {
+            let next = partition.log_position(&step.txn, |reached| asked.covers_all(reached))?;
+            let run = IntervalBuilder::new(asked.clone());
+            session.answers.insert(id, Answer { asked, own: 0, next, bytes: 0, run });
+            session.answer_at = Some(step.now.mono);
+        }
+        Ok(())
+    }
+
+    /// Goes on with answers, one part a peer; partitions take turns.
+    pub(crate) fn answers_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        let now = step.now.mono;
+        let names: Vec<String> = self.peers.keys().cloned().collect();
+        for name in names {
+            let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut()) else {
+                continue;
+            };
+            if session.answer_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            let turn =
+                session.answers.range(session.answer_turn..).next().or(session.answers.first_key_value());
+            let turn = turn.map(|(&id, _)| id);
+            if let Some(id) = turn
+                && let Some(answer) = session.answers.remove(&id)
+            {
+                // A run that grows is finished before another begins: so only one takes memory.
+                let in_progress = !answer.run.is_empty();
+                session.answer_turn = PartitionId(id.0.saturating_add(1));
+                let grows = self.answer_part(step, &name, id, answer)?;
+                if let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut())
+                    && (grows || in_progress)
+                    && session.answers.contains_key(&id)
+                {
+                    session.answer_turn = id;
+                }
+            }
+            if let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut()) {
+                session.answer_at = (!session.answers.is_empty()).then_some(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a part of an answer, and puts off the rest. Tells whether it holds a run that is not sent yet.
+    fn answer_part<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        id: PartitionId,
+        mut answer: Answer,
+    ) -> Result<bool, StoreError> {
+        let own = self.replica();
+        let tuning = &self.config.tuning;
+        let Some(place) = self.peers.get(name).and_then(|peer| Some(peer.session.as_ref()?.place())) else {
+            return Ok(false);
+        };
+        let mut deltas: Vec<EncodedDelta> = Vec::new();
+        let (mut bytes_read, mut looked_at, mut full) = (0, 0, false);
+        let mut outcome = Ok(());
+        partition::read_log(&step.txn, id, answer.next, |entry| {
+            looked_at += 1;
+            bytes_read += entry.encoded.as_bytes().len();
+            answer.next = entry.index + 1;
+            match answer.take(entry, own, place.merges(), tuning.chunk_bytes, &mut deltas) {
+                Ok(is_full) => full = is_full || answer.bytes + answer.run.bytes() >= tuning.relay_bytes,
+                Err(error) => outcome = Err(error),
+            }
+            let enough = looked_at == STEP_ENTRIES_MAX || bytes_read >= STEP_BYTES_MAX;
+            if enough || full || outcome.is_err() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        outcome?;
+        let partition = &self.partitions[usize::from(id.0)];
+        let at_end = answer.next > partition.log_last();
+        let ends = at_end || answer.bytes + answer.run.bytes() >= tuning.relay_bytes;
+        if ends || full {
+            answer.flush(&mut deltas);
+        }
+        let (grows, sent_own) = (!answer.run.is_empty(), answer.own);
+        let resend_after_us = tuning.resend_after_us;
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
+            return Ok(false);
+        };
+        if !ends {
+            session.answers.insert(id, answer);
+        } else if at_end && sent_own > 0 {
+            // The peer has, or is about to get, all that there is: new commits can be pushed to it.
+            session.push.go_live(id, partition.log_last() + 1, sent_own, step.now.mono, resend_after_us);
+        }
+        if ends || !deltas.is_empty() {
+            step.send(name, place, Message::Deltas { partition: id, deltas, ends_want: ends });
+        }
+        Ok(grows)
+    }
+}
+
+impl Answer {
+    /// Takes a log entry into the answer. Tells whether there is enough for a message.
+    fn take(
+        &mut self,
+        entry: LogEntry,
+        own: ReplicaId,
+        merges: bool,
+        chunk_bytes: usize,
+        deltas: &mut Vec<EncodedDelta>,
+    ) -> Result<bool, StoreError> {
+        if entry.dots.covered_by(self.run.reached()) {
+            return Ok(false);
+        }
+        let size = entry.encoded.as_bytes().len();
+        let damaged = || StoreError::damaged("log");
+        self.own = self.own.max(
+            entry.dots.last_dots().filter(|dot| dot.replica == own).map(|dot| dot.counter).max().unwrap_or(0),
+        );
+        // Decoded, a large delta takes many times its bytes, and it gains little from being merged.
+        if !merges || size > chunk_bytes || !self.run.takes(&entry.dots) {
+            self.flush(deltas);
+            self.bytes += size;
+            let mut reached = self.run.reached().clone();
+            entry.dots.last_dots().for_each(|dot| reached.advance(dot));
+            self.run = IntervalBuilder::new(reached);
+            deltas.push(entry.encoded);
+            let bytes: usize = deltas.iter().map(|delta| delta.as_bytes().len()).sum();
+            return Ok(bytes >= chunk_bytes);
+        }
+        let delta = Delta::decode(&entry.encoded).map_err(damaged())?;
+        self.run.add(delta, entry.encoded);
+        Ok(self.run.bytes() >= chunk_bytes)
+    }
+
+    /// Ends the run that grows.
+    fn flush(&mut self, deltas: &mut Vec<EncodedDelta>) {
+        let next = IntervalBuilder::new(self.run.reached().clone());
+        if let Some(delta) = std::mem::replace(&mut self.run, next).finish() {
+            self.bytes += delta.as_bytes().len();
+            deltas.push(delta);
+        }
+    }
+}

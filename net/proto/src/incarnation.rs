@@ -1,0 +1,360 @@
+//! Incarnations: under which replica id a node writes, so that no dot ever names two commits.
+//!
+//! A data directory may be older than what was written under its replica id: restored from a backup, copied, rolled back,
+//! or short of its last writes after a power loss. Going on under the old id would then give old dots to new commits.
+//! So a starting node takes a new replica id, unless *all* of this holds, and then its data is whole:
+//!
+//! 1. its last process stopped cleanly (the mark is removed, durably, before this process does anything), on this very
+//!    directory (the shell tells);
+//! 2. every other member says within [`CONFIRM_WAIT_US`] of the start that it has seen nothing of the incarnation beyond what
+//!    this node holds, and that the last process that it has heard of under this node's name is the one that this
+//!    process follows.
+//!
+//! Why that is enough. Two processes that both go on with one incarnation R both found R's clean mark, so on two copies
+//! of a directory as one process P left it. Both must be confirmed by every member. A member durably remembers the last
+//! process that it heard of, and confirms only one that follows it: after the first process, which follows P, it has
+//! heard of that one, which the second does not follow. A cluster of one has no member to ask: there (1) decides alone.
+//!
+//! Until this is settled the node reads, receives and relays; the first commits of clients wait, at most
+//! [`CONFIRM_WAIT_US`] and at most [`WAITING_COMMITS_MAX`] of them. Contexts grow by one entry an incarnation that writes;
+//! the commits of a past one are like any other node's, and peers that lack some ask for them.
+//!
+//! Two live processes under one node name (each with its own replica id, by the above) would take each other's links.
+//! A peer sees the older one come back after the newer one, and refuses the newer one from then on.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bincode::{Decode, Encode};
+use godwit_core::codec;
+use godwit_core::context::Dot;
+use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::keys;
+use godwit_core::op::{Terms, Write};
+use godwit_core::rng::Rng;
+use godwit_core::store::{Batch, Family, StoreError, StoreRead};
+use godwit_core::time::Mono;
+
+use crate::message::{Confirm, Hello, Message};
+use crate::node::{Alarm, Node, Output, RequestId, Step};
+use crate::peer::Place;
+
+/// How long commits wait for the members' word, from the start on.
+pub const CONFIRM_WAIT_US: u64 = 1_000_000;
+/// Commits that may wait for it: one more settles it.
+pub const WAITING_COMMITS_MAX: usize = 1024;
+/// Incarnations that one process may take on because of what peers say, before it stops.
+const REINCARNATIONS_MAX: u32 = 8;
+
+const RECORD_VERSION: u8 = 1;
+const INSTANCE_VERSION: u8 = 1;
+
+/// What the data directory says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+struct Record {
+    replica: ReplicaId,
+    /// The process that wrote this.
+    instance: u64,
+    /// Whether it stopped cleanly, and wrote nothing after this.
+    clean: bool,
+}
+
+/// What was last heard of under a peer's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+struct Heard {
+    replica: ReplicaId,
+    instance: u64,
+}
+
+/// Under which id the node writes, or may.
+#[derive(Debug)]
+pub(crate) struct Incarnation {
+    replica: ReplicaId,
+    instance: u64,
+    /// While it is not settled whether the node goes on with its last incarnation.
+    open: Option<Question>,
+    rng: Rng,
+    reincarnations: u32,
+}
+
+#[derive(Debug)]
+struct Question {
+    /// The process to follow.
+    follows: u64,
+    /// When the node began to ask.
+    since: Option<Mono>,
+    confirmed: BTreeSet<String>,
+    waiting: VecDeque<Waiting>,
+}
+
+/// A commit that waits until it is settled under which id.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) request: RequestId,
+    pub(crate) writes: Vec<Write>,
+    pub(crate) terms: Terms,
+}
+
+impl Incarnation {
+    /// Reads what the last process left, and removes its mark.
+    pub(crate) fn open(
+        store: &impl StoreRead,
+        batch: &mut Batch,
+        seed: u64,
+        same_place: bool,
+        has_members: bool,
+    ) -> Result<Self, StoreError> {
+        let mut rng = Rng::new(seed);
+        let instance = rng.draw();
+        let last: Option<Record> = store
+            .get(Family::Meta, keys::INCARNATION)?
+            .map(|bytes| codec::decode(RECORD_VERSION, &bytes))
+            .transpose()
+            .map_err(StoreError::damaged("meta: incarnation"))?;
+        let resumed = last.filter(|last| last.clean && same_place);
+        let replica = resumed.map_or_else(|| ReplicaId(rng.draw()), |last| last.replica);
+        let question = |last: Record| Question {
+            follows: last.instance,
+            since: None,
+            confirmed: BTreeSet::new(),
+            waiting: VecDeque::new(),
+        };
+        let incarnation = Self {
+            replica,
+            instance,
+            open: resumed.filter(|_| has_members).map(question),
+            rng,
+            reincarnations: 0,
+        };
+        incarnation.write(batch, false);
+        Ok(incarnation)
+    }
+
+    pub(crate) fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    pub(crate) fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// The process that this one follows, while it asks to go on with its incarnation.
+    pub(crate) fn resumes(&self) -> Option<u64> {
+        self.open.as_ref().map(|question| question.follows)
+    }
+
+    /// Whether the node may write.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// When the waiting commits wait no longer.
+    pub(crate) fn deadline(&self) -> Option<Mono> {
+        let question = self.open.as_ref().filter(|question| !question.waiting.is_empty())?;
+        question.since.map(|since| since.plus_us(CONFIRM_WAIT_US))
+    }
+
+    fn write(&self, batch: &mut Batch, clean: bool) {
+        let record = Record { replica: self.replica, instance: self.instance, clean };
+        batch.put(Family::Meta, keys::INCARNATION.to_vec(), codec::encode(RECORD_VERSION, &record));
+    }
+}
+
+impl Node {
+    /// The id under which the node writes, as far as it is settled.
+    pub fn replica(&self) -> ReplicaId {
+        self.incarnation.replica
+    }
+
+    /// Notes when the node began to ask.
+    pub(crate) fn began(&mut self, now: Mono) {
+        if let Some(question) = &mut self.incarnation.open {
+            question.since.get_or_insert(now);
+        }
+    }
+
+    /// Takes a commit that comes before it is settled under which id it is made. Gives it back if it has to be now.
+    pub(crate) fn hold_back<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        commit: Waiting,
+    ) -> Result<Option<Waiting>, StoreError> {
+        let now = step.now.mono;
+        let Some(question) = &mut self.incarnation.open else { return Ok(Some(commit)) };
+        let waited = question.since.is_some_and(|since| since.plus_us(CONFIRM_WAIT_US) <= now);
+        if !waited && question.waiting.len() < WAITING_COMMITS_MAX {
+            question.waiting.push_back(commit);
+            return Ok(None);
+        }
+        self.reincarnate(step, "not every member confirmed it in time")?;
+        Ok(Some(commit))
+    }
+
+    /// Settles what cannot wait any longer.
+    pub(crate) fn incarnation_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        match self.incarnation.deadline() {
+            Some(deadline) if deadline <= step.now.mono => {
+                self.reincarnate(step, "not every member confirmed it in time")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A peer says what it knows of the incarnation.
+    pub(crate) fn confirmed<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        confirm: &Confirm,
+    ) -> Result<(), StoreError> {
+        let Incarnation { replica, instance, .. } = self.incarnation;
+        if (confirm.replica, confirm.instance) != (replica, instance) {
+            return Ok(());
+        }
+        let held = |id: PartitionId| self.partitions[usize::from(id.0)].own_counter();
+        let beyond = confirm.holds.iter().any(|(id, counter)| *counter > held(*id));
+        let Some(question) = &mut self.incarnation.open else { return Ok(()) };
+        if beyond || !confirm.follows {
+            let why =
+                if beyond { "a member has later commits of it" } else { "another process has used it since" };
+            return self.reincarnate(step, why);
+        }
+        question.confirmed.insert(name.to_string());
+        if self.config.members.iter().all(|member| question.confirmed.contains(member)) {
+            return self.settle(step);
+        }
+        Ok(())
+    }
+
+    /// Takes note of a peer's process, and tells it what it wants to know.
+    pub(crate) fn heard_of<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        place: Place,
+        hello: &Hello,
+    ) -> Result<(), StoreError> {
+        let key = keys::instance(name);
+        let heard: Option<Heard> = step
+            .txn
+            .get(Family::Meta, &key)?
+            .map(|bytes| codec::decode(INSTANCE_VERSION, &bytes))
+            .transpose()
+            .map_err(StoreError::damaged("meta: instance"))?;
+        let Hello { replica, instance, resumes, .. } = *hello;
+        let follows = resumes.is_none()
+            || heard.is_none_or(|heard| {
+                heard.replica == replica && (Some(heard.instance) == resumes || heard.instance == instance)
+            });
+        let now = Heard { replica, instance };
+        if follows && heard != Some(now) {
+            step.txn.put(Family::Meta, key, codec::encode(INSTANCE_VERSION, &now));
+        }
+        if resumes.is_some() {
+            let held = self.partitions.iter().map(|partition| partition.last_held(replica));
+            let held = self.partition_ids().zip(held).filter(|(_, counter)| *counter > 0).collect();
+            let confirm = Confirm { replica, instance, follows, holds: held };
+            step.send(name, place, Message::Confirm(confirm));
+        }
+        Ok(())
+    }
+
+    /// Refuses the later of two live processes under one name.
+    pub(crate) fn other_process<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        name: &str,
+        hello: &Hello,
+    ) -> Result<(), String> {
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        if peer.refused == Some(hello.instance) {
+            return Err(format!(
+                "another process runs as node {name:?}, and began before this one: stop one of them"
+            ));
+        }
+        let before =
+            peer.hello.as_ref().map(|hello| hello.instance).filter(|before| *before != hello.instance);
+        if before.is_some() && peer.displaced == Some(hello.instance) {
+            peer.refused = before;
+            peer.displaced = None;
+            step.outputs.push(Output::Alarm(Alarm::TwoProcesses { node: name.to_string() }));
+        } else if before.is_some() {
+            peer.displaced = before;
+        }
+        Ok(())
+    }
+
+    /// Takes on a new incarnation if somebody has a commit of this one that this node does not hold.
+    pub(crate) fn check_own<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        id: PartitionId,
+        dot: Dot,
+    ) -> Result<(), StoreError> {
+        let own = self.partitions[usize::from(id.0)].own_counter();
+        if dot.replica != self.replica() || dot.counter <= own {
+            return Ok(());
+        }
+        if self.incarnation.is_settled() {
+            self.incarnation.reincarnations += 1;
+        }
+        if self.incarnation.reincarnations > REINCARNATIONS_MAX {
+            return Err(StoreError::Inconsistent(format!(
+                "peers have said {REINCARNATIONS_MAX} times that they have commits of this node that it does not hold: \
+                 another process may run on a copy of its data directory, or a peer may be lying"
+            )));
+        }
+        self.reincarnate(step, "a member has later commits of it")
+    }
+
+    fn reincarnate<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        why: &'static str,
+    ) -> Result<(), StoreError> {
+        let from = self.replica();
+        let replica = ReplicaId(self.incarnation.rng.draw());
+        self.incarnation.replica = replica;
+        self.partitions.iter_mut().for_each(|partition| partition.reincarnate(replica));
+        step.outputs.push(Output::Alarm(Alarm::Reincarnated { from, to: replica, why }));
+        for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
+            session.push = crate::push::Push::new();
+        }
+        self.settle(step)
+    }
+
+    /// It is settled under which id the node writes: what waits is committed.
+    fn settle<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        let waiting = self.incarnation.open.take().map(|question| question.waiting).unwrap_or_default();
+        self.write_incarnation(step, false);
+        let sessions =
+            self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.session.as_ref()?.place())));
+        for (name, place) in sessions.collect::<Vec<_>>() {
+            self.greet(step, &name, place);
+        }
+        for Waiting { request, writes, terms } in waiting {
+            let reply = self.commit(step, &writes, &terms)?;
+            step.outputs.push(Output::Reply { request, reply });
+        }
+        Ok(())
+    }
+
+    /// Marks that the process stops, and commits no more.
+    pub(crate) fn stop<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        if self.incarnation.open.as_ref().is_some_and(|question| !question.waiting.is_empty()) {
+            self.reincarnate(step, "the node stops before every member confirmed it")?;
+        }
+        self.stopped = true;
+        self.write_incarnation(step, true);
+        Ok(())
+    }
+
+    fn write_incarnation<S: StoreRead>(&self, step: &mut Step<'_, S>, clean: bool) {
+        let mut batch = Batch::default();
+        self.incarnation.write(&mut batch, clean);
+        for (family, key, value) in batch.iter() {
+            if let Some(value) = value {
+                step.txn.put(family, key.to_vec(), value.to_vec());
+            }
+        }
+    }
+}
