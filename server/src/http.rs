@@ -6,7 +6,7 @@
 //! | `request` | names in paths, query parameters, bodies: everything that is checked before a handler runs |
 //! | `ops` | operations as JSON |
 //! | `records`, `fields`, `sets` | the handlers of records and their parts |
-//! | `namespaces` | listing of keys |
+//! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
@@ -30,6 +30,7 @@ use tokio::sync::Semaphore;
 
 use crate::node::NodeHandle;
 
+mod batches;
 mod cluster;
 mod fields;
 mod namespaces;
@@ -79,7 +80,7 @@ fn router(node: NodeHandle) -> Router {
         node,
     };
     let data = Router::new()
-        .route("/v1/{ns}", get(namespaces::list))
+        .route("/v1/{ns}", get(namespaces::list).post(batches::post))
         .route("/v1/{ns}/{key}", get(records::read).patch(records::patch).delete(records::delete))
         .route("/v1/{ns}/{key}/{field}", get(fields::read).put(fields::put).delete(fields::delete))
         .route("/v1/{ns}/{key}/{field}/{member}", get(sets::member))

@@ -94,6 +94,11 @@ pub(super) fn tagged(
     Ok(response)
 }
 
+/// The same, with its status and type left to the caller.
+pub(super) fn body(body: &impl Serialize, room: Option<OwnedSemaphorePermit>) -> Result<Bytes, Problem> {
+    Ok(hold(bytes(body)?, room))
+}
+
 fn bytes(body: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(body).map_err(|error| Problem::unreadable(&error))
 }
