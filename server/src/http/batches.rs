@@ -55,7 +55,7 @@ enum OutcomeBody {
 
 #[derive(Serialize)]
 struct WritesBody<'a> {
-    /// How many writes are not committed.
+    /// How many writes are not known to be committed.
     refused: usize,
     results: Vec<ResultBody<'a>>,
 }
@@ -121,6 +121,36 @@ async fn writes(api: &Api, plan: Plan, body_room: Option<OwnedSemaphorePermit>) 
     let room = respond::room(api, bytes).await?;
     let outcomes = commit_all(api, commits, body_room).await;
 
+    let (verdict, writes) = judge(&keys, outcomes);
+    match verdict {
+        Verdict::All => respond::held(&writes, room),
+        Verdict::Some => {
+            let mut response = respond::held(&writes, room)?;
+            *response.status_mut() = StatusCode::MULTI_STATUS;
+            Ok(response)
+        }
+        Verdict::Failed(problem) => {
+            let body = respond::body(&FailedBody { problem: &problem, writes }, room)?;
+            Ok(problem.respond(body))
+        }
+    }
+}
+
+/// The outcome of a batch.
+#[derive(Debug)]
+enum Verdict {
+    /// Every write is committed.
+    All,
+    /// Some are, and the others changed nothing.
+    Some,
+    /// None is, or there are writes of which it is not known.
+    Failed(Problem),
+}
+
+fn judge(
+    keys: &[Key],
+    outcomes: Vec<(Commit, Result<Committed, CommitFailure>)>,
+) -> (Verdict, WritesBody<'_>) {
     let mut results: Vec<Option<OutcomeBody>> = vec![None; keys.len()];
     // The first problem, one that leaves something unknown before all others.
     let mut worst: Option<Problem> = None;
@@ -146,19 +176,12 @@ async fn writes(api: &Api, plan: Plan, body_room: Option<OwnedSemaphorePermit>) 
         // Every write is part of a commit.
         Some(ResultBody { key: key.as_str(), outcome: outcome? })
     });
-    let writes = WritesBody { refused, results: results.collect() };
-    match worst {
-        None => respond::held(&writes, room),
-        Some(problem) if committed_any && problem.changed_nothing() => {
-            let mut response = respond::held(&writes, room)?;
-            *response.status_mut() = StatusCode::MULTI_STATUS;
-            Ok(response)
-        }
-        Some(problem) => {
-            let body = respond::body(&FailedBody { problem: &problem, writes }, room)?;
-            Ok(problem.respond(body))
-        }
-    }
+    let verdict = match worst {
+        None => Verdict::All,
+        Some(problem) if committed_any && problem.changed_nothing() => Verdict::Some,
+        Some(problem) => Verdict::Failed(problem),
+    };
+    (verdict, WritesBody { refused, results: results.collect() })
 }
 
 /// Submits all commits in their order before it waits for any, and waits for all.
@@ -210,5 +233,66 @@ fn place(commit: &Commit, failure: CommitFailure) -> Problem {
     match at {
         Some((write, op)) => problem.at_write(write).at_op(op),
         None => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LimitsSection;
+    use crate::node::Stopped;
+
+    /// A batch of writes to five records, one a commit, with these outcomes: its verdict and what is told.
+    fn judged(outcomes: [Result<(), CommitFailure>; 5]) -> (Verdict, serde_json::Value) {
+        let write = |key| format!("{{\"key\":\"{key}\",\"ops\":[{{\"op\":\"enable\",\"field\":\"f\"}}]}}");
+        let writes = ["{a}", "{b}", "{c}", "{d}", "{e}"].map(write).join(",");
+        let limits = LimitsSection::default();
+        let parsed = plan::parse(&format!("{{\"writes\":[{writes}]}}"), &limits).unwrap();
+        let Batch::Writes(asked) = parsed else { panic!("it is a batch of writes") };
+        let plan = plan::plan(&Namespace::new("ns").unwrap(), 4_096, asked, &limits).unwrap();
+        assert_eq!(plan.commits.len(), 5, "each in a partition of its own");
+        let outcomes = plan.commits.into_iter().zip(outcomes).map(|(commit, outcome)| {
+            let partition = commit.partition;
+            (commit, outcome.map(|()| Committed { partition, commit: None }))
+        });
+        let (verdict, writes) = judge(&plan.keys, outcomes.collect());
+        (verdict, serde_json::to_value(writes).unwrap())
+    }
+
+    fn statuses(told: &serde_json::Value) -> Vec<Option<u64>> {
+        let results = told["results"].as_array().unwrap();
+        results.iter().map(|result| result["problem"]["status"].as_u64()).collect()
+    }
+
+    #[test]
+    fn the_status_never_promises_more_than_is_known() {
+        let overloaded = || Err(CommitFailure::Overloaded);
+        let stopped = || Err(CommitFailure::Stopped(Stopped));
+        let unknown = || Err(CommitFailure::Unknown);
+
+        let (verdict, told) = judged([Ok(()), Ok(()), Ok(()), Ok(()), Ok(())]);
+        assert!(matches!(verdict, Verdict::All));
+        assert_eq!((told["refused"].as_u64(), statuses(&told)), (Some(0), vec![None; 5]));
+
+        let (verdict, told) = judged([overloaded(), Ok(()), stopped(), Ok(()), Ok(())]);
+        assert!(matches!(verdict, Verdict::Some));
+        assert_eq!(statuses(&told), [Some(429), None, Some(503), None, None]);
+        assert_eq!((&told["refused"], &told["results"][0]["problem"]["applied"]), (&2.into(), &"no".into()));
+
+        // Nothing was committed: a problem that may be retried as it says.
+        let (verdict, told) = judged([overloaded(), overloaded(), stopped(), overloaded(), overloaded()]);
+        let Verdict::Failed(problem) = verdict else { panic!("{verdict:?}") };
+        assert!(problem.changed_nothing());
+        assert_eq!((problem.respond(()).status().as_u16(), &told["refused"]), (429, &5.into()));
+
+        // Something is not known: neither a success nor a promise that nothing was written.
+        let first = overloaded();
+        for others in [Ok(()), overloaded()] {
+            let (verdict, told) = judged([first.clone(), others.clone(), unknown(), others, stopped()]);
+            let Verdict::Failed(problem) = verdict else { panic!("{verdict:?}") };
+            assert!(!problem.changed_nothing());
+            assert_eq!(problem.respond(()).status().as_u16(), 500);
+            assert_eq!(told["results"][2]["problem"]["applied"], "unknown");
+        }
     }
 }
