@@ -1,5 +1,7 @@
 //! Parts of sets: `/v1/{ns}/{key}/{field}` with `after`, `limit` or `view=size`, and `…/{member}`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
@@ -75,13 +77,15 @@ pub(super) async fn size(
     field: Field,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let turn = tokio::time::timeout(respond::ROOM_WAIT_MAX, api.sizes.acquire()).await;
-    let _turn = turn
+    let turn = tokio::time::timeout(respond::ROOM_WAIT_MAX, Arc::clone(&api.sizes).acquire_owned()).await;
+    let turn = turn
         .ok()
         .and_then(Result::ok)
         .ok_or_else(|| Problem::new(Kind::Overloaded, "the node counts as many sets as it may at a time"))?;
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let read = move |store: &Snapshot<'_>| {
+        // Held until the counting ends, also if the client is gone by then.
+        let _turn = turn;
         let size = read::size(store, partitions, &record, &asked)?;
         let types = (size == 0).then(|| read::live_types(store, partitions, &record, &asked)).transpose()?;
         Ok::<_, read::ReadError>((size, types))
