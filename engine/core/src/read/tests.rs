@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::rows::Ended;
 use super::*;
 use crate::delta::Delta;
 use crate::ids::{Key, Member, Namespace, PartitionId, ReplicaId};
@@ -184,6 +185,16 @@ fn the_rows_of_one_member_are_never_split() {
     assert_eq!((first.items.len(), first.next.as_ref().map(Member::as_str)), (1, Some("a")));
     let second = page_of(&store, Some("a"), limits);
     assert_eq!((second.items[0].as_str(), second.next), ("b", None));
+
+    // Also where not every row counts, the one that does may be the last.
+    let (prefix, budget) = (keys::record_prefix(HOME, &id("r")), Budget::of_rows(2));
+    let rows = Rows::new(&store, &prefix, &likes(), FieldType::SET, &budget);
+    let mut visited = Vec::new();
+    let ended = rows.each(rows.range(), &keys::after_prefix(rows.range()), |row| {
+        visited.push(row.dot.replica.0);
+        Ok(ControlFlow::Continue(()))
+    });
+    assert_eq!((ended, visited), (Ok(Ended::AtBound(b"a\0".to_vec())), vec![1, 2, 3]));
 }
 
 /// A partition and its store.
