@@ -5,7 +5,9 @@
 //! | [`problem`] | what can go wrong, and how it is told |
 //! | `request` | names in paths, query parameters, bodies: everything that is checked before a handler runs |
 //! | `ops` | operations as JSON |
-//! | `records`, `fields` | the handlers of data |
+//! | `records`, `fields`, `sets` | the handlers of records and their parts |
+//! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
+//! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
 //! | `cluster` | the node's view of the cluster |
@@ -28,14 +30,18 @@ use tokio::sync::Semaphore;
 
 use crate::node::NodeHandle;
 
+mod batches;
 mod cluster;
 mod fields;
+mod namespaces;
 mod ops;
+mod paging;
 pub mod problem;
 mod records;
 mod request;
 mod respond;
 mod server;
+mod sets;
 mod time;
 mod view;
 
@@ -58,6 +64,8 @@ struct Api {
     answer_room: Arc<Semaphore>,
     /// State digests read everything: one at a time.
     digests: Arc<tokio::sync::Mutex<()>>,
+    /// Sizes of sets read all of them: a few at a time.
+    sizes: Arc<Semaphore>,
 }
 
 /// The API of a node.
@@ -68,11 +76,14 @@ fn router(node: NodeHandle) -> Router {
         body_room: Arc::new(Semaphore::new(limits.request_bytes)),
         answer_room: Arc::new(Semaphore::new(limits.answers_bytes)),
         digests: Arc::default(),
+        sizes: Arc::new(Semaphore::new(sets::SIZES_AT_ONCE_MAX)),
         node,
     };
     let data = Router::new()
+        .route("/v1/{ns}", get(namespaces::list).post(batches::post))
         .route("/v1/{ns}/{key}", get(records::read).patch(records::patch).delete(records::delete))
         .route("/v1/{ns}/{key}/{field}", get(fields::read).put(fields::put).delete(fields::delete))
+        .route("/v1/{ns}/{key}/{field}/{member}", get(sets::member))
         .route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
     Router::new()
         .merge(data)

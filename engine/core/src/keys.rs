@@ -116,9 +116,9 @@ pub fn job(type_prefix: &[u8], slot: &[u8]) -> Vec<u8> {
 /// The field's key ([`type_prefix`]) and the slot of a job's.
 pub fn parse_job(job: &[u8]) -> Result<(&[u8], &[u8]), CodecError> {
     let key = job.strip_prefix(JOB).ok_or_else(|| malformed("not a job's key"))?;
-    let ends = key.iter().enumerate().skip(10).filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
+    let mut ends = key.iter().enumerate().skip(10).filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
     // The third name ends before the type.
-    let end = ends.skip(2).next().map(|end| end + 2).filter(|end| *end <= key.len());
+    let end = ends.nth(2).map(|end| end + 2).filter(|end| *end <= key.len());
     let end = end.ok_or_else(|| malformed("a job's key is too short"))?;
     Ok(key.split_at(end))
 }

@@ -2,19 +2,35 @@
 //!
 //! Reads go to a consistent state of the store (a snapshot) and need nothing of the machine. A field is there
 //! if one of its types has a live value; a record, if one of its fields is.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | records and fields |
+//! | `sets` | pages of sets, membership, sizes |
+//! | `listing` | the keys of a namespace |
+//! | `rows` | the one way to stored rows, and how much of them is looked at |
 
-use std::cell::Cell;
+mod listing;
+mod rows;
+mod sets;
+#[cfg(test)]
+mod tests;
+
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
-use crate::context::{Dot, VersionVector};
-use crate::fields::FieldState;
+use crate::context::Dot;
 use crate::ids::{Field, RecordId};
 use crate::keys;
 use crate::row::{FieldType, Row};
-use crate::store::{Family, StoreError, StoreRead};
+use crate::store::{StoreError, StoreRead};
 use crate::time::Hlc;
-use crate::types::{counter, keyed, presence, register};
+use crate::types::register;
+
+pub use listing::list_keys;
+pub use sets::{contains, members, size};
+
+use rows::{Budget, Rows, each_type};
 
 /// The most siblings of a register that a read returns.
 pub const SIBLINGS_MAX: usize = 100;
@@ -47,7 +63,7 @@ pub enum Value {
 pub struct ReadLimits {
     /// The most members of each set: the others are left out.
     pub members_max: usize,
-    /// The most bytes of values, siblings and members in all: a larger record is not read.
+    /// The most bytes of values, siblings and members in all: what is larger is not read.
     pub bytes_max: usize,
 }
 
@@ -85,6 +101,34 @@ pub struct FieldView {
     pub updated_at: Hlc,
 }
 
+/// How long a page may be, and what it may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimits {
+    /// The most names on it; at least 1 is shown.
+    pub items_max: usize,
+    /// The most bytes of names on it; at least one name is shown.
+    pub bytes_max: usize,
+    /// How many rows and marks are looked at before the page ends, whatever it shows by then. What was begun is
+    /// finished: the rows of one member, or of one record.
+    pub rows_max: usize,
+}
+
+impl PageLimits {
+    /// Whether there is no place for one more item, which makes so many bytes with those before.
+    fn is_full(&self, items: usize, bytes: usize) -> bool {
+        items > 0 && (items >= self.items_max || bytes > self.bytes_max)
+    }
+}
+
+/// A part of something long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// In byte order. There may be fewer than asked for, even none, although there is a next page.
+    pub items: Vec<T>,
+    /// After what to go on; `None` if this was the last page. It need not be among the items.
+    pub next: Option<T>,
+}
+
 /// Reads a record: its live fields by name, then in the order of precedence.
 pub fn record(
     store: &impl StoreRead,
@@ -92,10 +136,23 @@ pub fn record(
     record: &RecordId,
     limits: ReadLimits,
 ) -> Result<Vec<FieldView>, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
-    let mut views = read_fields(store, &prefix, &prefix, limits)?;
-    views.sort_by(|a, b| (&a.field, a.ty.read_precedence()).cmp(&(&b.field, b.ty.read_precedence())));
-    Ok(views)
+    record_within(store, partitions, record, limits.members_max, &Budget::of_bytes(limits.bytes_max))
+}
+
+/// Reads records, each as [`record`] does, in the order given. They share the limit on bytes, to which their keys
+/// count.
+pub fn records(
+    store: &impl StoreRead,
+    partitions: u16,
+    records: &[RecordId],
+    limits: ReadLimits,
+) -> Result<Vec<Vec<FieldView>>, ReadError> {
+    let budget = Budget::of_bytes(limits.bytes_max);
+    let read = |record: &RecordId| {
+        budget.take_bytes(record.key.as_str().len())?;
+        record_within(store, partitions, record, limits.members_max, &budget)
+    };
+    records.iter().map(read).collect()
 }
 
 /// Reads one field: its live types in the order of precedence, so that the first is what a read by name gives.
@@ -107,8 +164,43 @@ pub fn field(
     limits: ReadLimits,
 ) -> Result<Vec<FieldView>, ReadError> {
     let prefix = keys::record_prefix(record.partition(partitions), record);
-    let mut views = read_fields(store, &prefix, &keys::field_prefix(&prefix, field), limits)?;
+    let range = keys::field_prefix(&prefix, field);
+    let budget = Budget::of_bytes(limits.bytes_max);
+    let mut views = read_fields(store, &prefix, &range, limits.members_max, &budget)?;
     views.sort_by_key(|view| view.ty.read_precedence());
+    Ok(views)
+}
+
+/// The types of a field that have a live value, in the order of precedence.
+pub fn live_types(
+    store: &impl StoreRead,
+    partitions: u16,
+    record: &RecordId,
+    field: &Field,
+) -> Result<Vec<FieldType>, ReadError> {
+    let prefix = keys::record_prefix(record.partition(partitions), record);
+    let range = keys::field_prefix(&prefix, field);
+    let mut types = Vec::new();
+    each_type(store, &prefix, &range, &Budget::unlimited(), |_, ty, rows| {
+        if rows.live()? {
+            types.push(ty);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    types.sort_by_key(|ty| ty.read_precedence());
+    Ok(types)
+}
+
+fn record_within(
+    store: &impl StoreRead,
+    partitions: u16,
+    record: &RecordId,
+    members_max: usize,
+    budget: &Budget,
+) -> Result<Vec<FieldView>, ReadError> {
+    let prefix = keys::record_prefix(record.partition(partitions), record);
+    let mut views = read_fields(store, &prefix, &prefix, members_max, budget)?;
+    views.sort_by(|a, b| (&a.field, a.ty.read_precedence()).cmp(&(&b.field, b.ty.read_precedence())));
     Ok(views)
 }
 
@@ -116,147 +208,66 @@ fn read_fields(
     store: &impl StoreRead,
     record_prefix: &[u8],
     range: &[u8],
-    limits: ReadLimits,
+    members_max: usize,
+    budget: &Budget,
 ) -> Result<Vec<FieldView>, ReadError> {
-    let end = keys::after_prefix(range);
-    let left = Cell::new(limits.bytes_max);
     let mut views = Vec::new();
-    let mut from = range.to_vec();
-    // Each round reads one field and type, and goes on after it.
-    while let Some((key, _)) = store.first(Family::Rows, &from, &end)? {
-        let (field, ty, _) = keys::parse_field(record_prefix, &key).map_err(StoreError::damaged("rows"))?;
-        let range = keys::type_prefix(record_prefix, &field, ty);
-        from = keys::after_prefix(&range);
-        let rows = Rows::new(store, record_prefix, &range, limits, &left)?;
+    each_type(store, record_prefix, range, budget, |field, ty, rows| {
         let view = match ty {
-            FieldType::REGISTER => rows.register()?,
-            FieldType::KEYED | FieldType::COUNTER => {
-                if views.last().is_some_and(|view: &FieldView| view.field == field && view.ty == ty.whole()) {
-                    // Read with the keyed increments, which come first.
-                    continue;
-                }
-                let keyed = if ty == FieldType::KEYED { rows.all()? } else { Vec::new() };
-                let range = keys::type_prefix(record_prefix, &field, FieldType::COUNTER);
-                Rows::new(store, record_prefix, &range, limits, &left)?.counter(keyed)?
+            FieldType::REGISTER => register(&rows)?,
+            FieldType::COUNTER => {
+                rows.counter()?.and_then(|(sum, rows)| Some((Value::Counter(sum), latest(rows)?)))
             }
-            FieldType::FLAG => {
-                rows.all()?.into_iter().max_by_key(|row| row.hlc).map(|row| (Value::Flag, row))
-            }
-            FieldType::SET => rows.set()?,
+            FieldType::FLAG => latest(rows.all()?).map(|row| (Value::Flag, row)),
+            FieldType::SET => set(&rows, members_max)?,
             // Of a later version: kept and relayed, not read.
             _ => None,
         };
         if let Some((value, by)) = view {
-            views.push(FieldView { field, ty: ty.whole(), value, updated: by.dot, updated_at: by.hlc });
+            views.push(FieldView { field, ty, value, updated: by.dot, updated_at: by.hlc });
         }
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(views)
 }
 
-/// The rows of one field and type.
-struct Rows<'a, S> {
-    store: &'a S,
-    record_prefix: &'a [u8],
-    range: &'a [u8],
-    limits: ReadLimits,
-    /// Bytes that may still be read.
-    left: &'a Cell<usize>,
-    /// Rows that are cleared and not yet swept.
-    dead: VersionVector,
+fn latest(rows: Vec<Row>) -> Option<Row> {
+    rows.into_iter().max_by_key(|row| row.hlc)
 }
 
-impl<'a, S: StoreRead> Rows<'a, S> {
-    fn new(
-        store: &'a S,
-        record_prefix: &'a [u8],
-        range: &'a [u8],
-        limits: ReadLimits,
-        left: &'a Cell<usize>,
-    ) -> Result<Self, StoreError> {
-        let dead = FieldState::read(store, range)?.map(|state| state.dead).unwrap_or_default();
-        Ok(Self { store, record_prefix, range, limits, left, dead })
-    }
+fn register(rows: &Rows<'_, impl StoreRead>) -> Result<Option<(Value, Row)>, ReadError> {
+    let mut rows = rows.all()?;
+    let Some(winner) = register::winner(&rows) else { return Ok(None) };
+    let winner = rows.swap_remove(winner);
+    let value = text(&winner)?;
+    let mut siblings = rows.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    siblings.sort();
+    siblings.dedup();
+    siblings.retain(|sibling| *sibling != value);
+    siblings.truncate(SIBLINGS_MAX);
+    Ok(Some((Value::Register { value, siblings }, winner)))
+}
 
-    fn register(&self) -> Result<Option<(Value, Row)>, ReadError> {
-        let mut rows = self.all()?;
-        let Some(winner) = register::winner(&rows) else { return Ok(None) };
-        let winner = rows.swap_remove(winner);
-        let value = text(&winner)?;
-        let mut siblings = rows.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-        siblings.sort();
-        siblings.dedup();
-        siblings.retain(|sibling| *sibling != value);
-        siblings.truncate(SIBLINGS_MAX);
-        Ok(Some((Value::Register { value, siblings }, winner)))
-    }
-
-    fn counter(&self, keyed: Vec<Row>) -> Result<Option<(Value, Row)>, ReadError> {
-        let rows = self.all()?;
-        let damaged = || StoreError::damaged("rows: counter");
-        let sums = [counter::value(&rows).map_err(damaged())?, keyed::value(&keyed).map_err(damaged())?];
-        let value = sums.into_iter().flatten().reduce(i128::wrapping_add).map(counter::saturated);
-        let latest = rows.into_iter().chain(keyed).max_by_key(|row| row.hlc);
-        Ok(value.zip(latest).map(|(value, row)| (Value::Counter(value), row)))
-    }
-
-    fn set(&self) -> Result<Option<(Value, Row)>, ReadError> {
-        let mut members: Vec<String> = Vec::new();
-        let mut latest: Option<Row> = None;
-        let mut truncated = false;
-        self.each(|row| {
-            let Some(member) = presence::slot_member(&row.slot) else {
-                return Err(CodecError::Malformed("a set's row names no member".into()));
-            };
-            // Rows of one member stand together.
-            if members.last().is_none_or(|last| last != member) {
-                if members.len() == self.limits.members_max {
-                    truncated = true;
-                    return Ok(ControlFlow::Break(()));
-                }
-                members.push(member.to_string());
+fn set(rows: &Rows<'_, impl StoreRead>, members_max: usize) -> Result<Option<(Value, Row)>, ReadError> {
+    let mut members: Vec<String> = Vec::new();
+    let mut latest: Option<Row> = None;
+    let mut truncated = false;
+    rows.each(rows.range(), &keys::after_prefix(rows.range()), |row| {
+        let member = sets::member_name(&row)?;
+        // Rows of one member stand together.
+        if members.last().is_none_or(|last| last != member) {
+            if members.len() == members_max {
+                truncated = true;
+                return Ok(ControlFlow::Break(()));
             }
-            if latest.as_ref().is_none_or(|latest| latest.hlc < row.hlc) {
-                latest = Some(row);
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(latest.map(|row| (Value::Set { members, truncated }, row)))
-    }
-
-    fn all(&self) -> Result<Vec<Row>, ReadError> {
-        let mut rows = Vec::new();
-        self.each(|row| {
-            rows.push(row);
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(rows)
-    }
-
-    fn each(
-        &self,
-        mut visit: impl FnMut(Row) -> Result<ControlFlow<()>, CodecError>,
-    ) -> Result<(), ReadError> {
-        let mut outcome = Ok(());
-        self.store.scan_prefix(Family::Rows, self.range, &mut |key, value| {
-            let row = keys::parse_row(self.record_prefix, key, value);
-            if row.as_ref().is_ok_and(|row| self.dead.covers(row.dot)) {
-                return ControlFlow::Continue(());
-            }
-            // The field's name stands in every key, and once in the answer.
-            let bytes = value.len() + key.len().saturating_sub(self.range.len());
-            let Some(left) = self.left.get().checked_sub(bytes) else {
-                outcome = Err(ReadError::TooLarge { max: self.limits.bytes_max });
-                return ControlFlow::Break(());
-            };
-            self.left.set(left);
-            let flow = row.and_then(&mut visit);
-            flow.unwrap_or_else(|error| {
-                outcome = Err(StoreError::damaged("rows")(error).into());
-                ControlFlow::Break(())
-            })
-        })?;
-        outcome
-    }
+            members.push(member.to_string());
+        }
+        if latest.as_ref().is_none_or(|latest| latest.hlc < row.hlc) {
+            latest = Some(row);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(latest.map(|row| (Value::Set { members, truncated }, row)))
 }
 
 fn text(row: &Row) -> Result<String, StoreError> {

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
+use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
 use godwit_core::read;
@@ -12,25 +13,50 @@ use godwit_engine::store::Snapshot;
 use super::problem::{Kind, Problem};
 use super::request::{self, FieldPath, Query};
 use super::respond::Fetched;
-use super::view::{self, CommittedBody, Shape, Viewer};
-use super::{Api, respond};
+use super::view::{CommittedBody, Shape, Viewer};
+use super::{Api, respond, sets};
 
-/// `GET`: the field's value.
+/// `GET`: the field's value; of a set also a page, or its size.
 pub(super) async fn read(
     State(api): State<Api>,
     FieldPath(record, field): FieldPath,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let shape = Shape::parse(&Query::parse(uri.query(), &view::PARAMETERS)?)?;
+    let query = Query::parse(uri.query(), &["after", "limit", "numbers", "view"])?;
+    let view = query.one_of("view", &["full", "size"])?;
+    let paged = query.text("after").is_some() || query.text("limit").is_some();
+    match view {
+        Some(view) if paged => {
+            let detail = format!("a page has no view: leave out view={view}, or after and limit");
+            Err(Problem::new(Kind::Malformed, detail))
+        }
+        Some("size") => sets::size(&api, record, field, &headers).await,
+        None if paged => sets::page(&api, record, field, &query, &headers).await,
+        view => value(&api, record, field, Shape::of(view.is_some(), &query)?, &headers).await,
+    }
+}
+
+async fn value(
+    api: &Api,
+    record: RecordId,
+    field: Field,
+    shape: Shape,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let read = move |store: &Snapshot<'_>, limits| read::field(store, partitions, &record, &asked, limits);
-    let Fetched { views, room } = respond::fetch(&api, read).await?;
+    let Fetched { views, room } = respond::fetch(api, read).await?;
     let viewer = Viewer::new(&api.node, shape, &views).await;
     match viewer.field(field.as_str(), views)? {
-        Some(body) => respond::tagged(&body, &headers, room),
-        None => Err(Problem::new(Kind::NotFound, format!("the field {field:?} has no live value"))),
+        Some(body) => respond::tagged(&body, headers, room),
+        None => Err(absent(&field)),
     }
+}
+
+/// The problem of a field without a value.
+pub(super) fn absent(field: &Field) -> Problem {
+    Problem::new(Kind::NotFound, format!("the field {field:?} has no live value"))
 }
 
 /// `PUT`: sets a register to the body.

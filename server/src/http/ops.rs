@@ -51,7 +51,7 @@ struct RawOp<'a> {
 }
 
 /// Keeps `null` apart from what is not there: a register may be set to `null`.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -59,7 +59,16 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 pub(super) fn parse(body: &str, limits: &LimitsSection) -> Result<Vec<Op>, Problem> {
     let patch: RawPatch<'_> = object(body)
         .map_err(|error| malformed(format!("the body is not {{\"ops\": [operation, …]}}: {error}")))?;
-    let items: Vec<&RawValue> = bounded(patch.ops, limits.ops).map_err(|failure| match failure {
+    list(patch.ops, limits, &mut { limits.members })
+}
+
+/// Reads the operations on one record, which may name so many members yet.
+pub(super) fn list(
+    raw: &RawValue,
+    limits: &LimitsSection,
+    members_left: &mut usize,
+) -> Result<Vec<Op>, Problem> {
+    let items: Vec<&RawValue> = bounded(raw, limits.ops).map_err(|failure| match failure {
         Unread::Beyond => {
             let detail = format!("the commit has more than {} operations: split it", limits.ops);
             Problem::too_large("ops", limits.ops, detail)
@@ -70,9 +79,8 @@ pub(super) fn parse(body: &str, limits: &LimitsSection) -> Result<Vec<Op>, Probl
         return Err(malformed("`ops` is empty: a commit has at least one operation"));
     }
     let mut ops = Vec::with_capacity(items.len());
-    let mut members_left = limits.members;
     for (index, item) in items.into_iter().enumerate() {
-        let op = operation(item.get(), limits, &mut members_left);
+        let op = operation(item.get(), limits, members_left);
         ops.push(op.map_err(|problem| problem.at_op(index))?);
     }
     Ok(ops)
@@ -140,7 +148,7 @@ fn members(raw: &RawValue, limits: &LimitsSection, left: &mut usize) -> Result<V
 }
 
 /// Reads an object: derived readers would take an array of its members too.
-fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, serde_json::Error> {
+pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, serde_json::Error> {
     if text.trim_start().starts_with('{') {
         serde_json::from_str(text)
     } else {
@@ -148,12 +156,12 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, serde_json::Error>
     }
 }
 
-fn malformed(detail: impl Into<String>) -> Problem {
+pub(super) fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(Kind::Malformed, detail)
 }
 
 /// Why an array was not read.
-enum Unread {
+pub(super) enum Unread {
     /// It has more items than allowed.
     Beyond,
     /// It is not such an array.
@@ -161,7 +169,7 @@ enum Unread {
 }
 
 /// Reads an array of up to `max` items.
-fn bounded<'a, T: Deserialize<'a>>(raw: &'a RawValue, max: usize) -> Result<Vec<T>, Unread> {
+pub(super) fn bounded<'a, T: Deserialize<'a>>(raw: &'a RawValue, max: usize) -> Result<Vec<T>, Unread> {
     let mut beyond = false;
     let seed = Bounded { max, beyond: &mut beyond, items: std::marker::PhantomData };
     let items = seed.deserialize(&mut serde_json::Deserializer::from_str(raw.get()));

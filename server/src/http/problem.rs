@@ -11,7 +11,7 @@ use godwit_core::ids::NameError;
 use godwit_core::json::{JsonError, MAX_DEPTH};
 use godwit_core::op::Reason;
 use godwit_core::partition::CommitError;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::node::{CommitFailure, ReadFailure};
 
@@ -64,6 +64,7 @@ pub enum Applied {
 pub struct Problem {
     kind: Kind,
     detail: String,
+    write: Option<usize>,
     op: Option<usize>,
     limit: Option<Limit>,
     applied: Option<Applied>,
@@ -158,7 +159,7 @@ impl Problem {
             Kind::Internal => Some(Applied::Unknown),
             _ => None,
         };
-        Self { kind, detail: detail.into(), op: None, limit: None, applied }
+        Self { kind, detail: detail.into(), write: None, op: None, limit: None, applied }
     }
 
     /// A limit exceeded: its name and value.
@@ -172,6 +173,12 @@ impl Problem {
         self
     }
 
+    /// Names the offending write of a batch.
+    pub(super) fn at_write(mut self, write: usize) -> Self {
+        self.write = Some(write);
+        self
+    }
+
     /// For requests that consist of one operation, which needs no index.
     pub(super) fn at_no_op(mut self) -> Self {
         self.op = None;
@@ -182,6 +189,11 @@ impl Problem {
     pub fn applied(mut self, applied: Applied) -> Self {
         self.applied = Some(applied);
         self
+    }
+
+    /// Whether it is known that the request changed nothing.
+    pub(super) fn changed_nothing(&self) -> bool {
+        self.applied != Some(Applied::Unknown)
     }
 
     /// Something that is stored does not make sense; nothing was changed by finding out.
@@ -202,6 +214,8 @@ struct Body<'a> {
     status: u16,
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    write: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     op: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'a str>,
@@ -211,28 +225,40 @@ struct Body<'a> {
     applied: Option<Applied>,
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let status = self.kind.status();
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let body = Body {
             r#type: format!("/problems/{}", self.kind.slug()),
             title: self.kind.title(),
-            status: status.as_u16(),
+            status: self.kind.status().as_u16(),
             detail: &self.detail,
+            write: self.write,
             op: self.op,
             limit: self.limit.map(|limit| limit.name),
             max: self.limit.map(|limit| limit.max),
             applied: self.applied,
         };
-        // Strings and numbers always serialise.
-        let body = serde_json::to_vec(&body).unwrap_or_default();
+        body.serialize(serializer)
+    }
+}
+
+impl Problem {
+    /// An answer of this problem's kind with a body that says as much as the problem does, or more.
+    pub(super) fn respond(&self, body: impl IntoResponse) -> Response {
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        let mut response = (status, [content_type], body).into_response();
+        let mut response = (self.kind.status(), [content_type], body).into_response();
         if matches!(self.kind, Kind::Overloaded | Kind::Stopping) {
             let retry = HeaderValue::from_static(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(header::RETRY_AFTER, retry);
         }
         response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        // Strings and numbers always serialise.
+        self.respond(serde_json::to_vec(&self).unwrap_or_default())
     }
 }
 
@@ -256,7 +282,9 @@ impl From<ReadFailure> for Problem {
         match failure {
             ReadFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
             ReadFailure::TooLarge { max } => {
-                let detail = format!("the answer has more than {max} bytes: ask for its fields one by one");
+                let detail = format!(
+                    "the answer has more than {max} bytes: ask for fewer records, or for fields one by one"
+                );
                 Self::too_large("answer", max, detail)
             }
             ReadFailure::Store(error) => Self::internal(&error, Applied::No),
@@ -280,7 +308,7 @@ impl From<CommitError> for Problem {
         let CommitError::Refused { refusal, .. } = error else {
             return match error {
                 CommitError::Store(error) => Self::internal(&error, Applied::Unknown),
-                // Requests have one write, so the others do not come up.
+                // Requests are made of writes that go together, so the others do not come up.
                 other => Self::new(Kind::Malformed, other.to_string()),
             };
         };

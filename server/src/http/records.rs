@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
-use godwit_core::read;
+use godwit_core::read::{self, FieldView};
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Query, RecordPath};
@@ -68,7 +68,7 @@ pub(super) async fn delete(
     respond::json(&CommittedBody::from(committed))
 }
 
-async fn fetch(api: &Api, record: &RecordId) -> Result<Fetched, Problem> {
+async fn fetch(api: &Api, record: &RecordId) -> Result<Fetched<Vec<FieldView>>, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
     respond::fetch(api, move |store, limits| read::record(store, partitions, &record, limits)).await
 }

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Method, header};
-use godwit_core::ids::{Field, Key, Namespace, RecordId};
+use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::sync::OwnedSemaphorePermit;
@@ -47,6 +47,34 @@ pub(super) struct RecordPath(pub(super) RecordId);
 #[derive(Debug, Clone)]
 pub(super) struct FieldPath(pub(super) RecordId, pub(super) Field);
 
+/// The member of a set that a path names.
+#[derive(Debug, Clone)]
+pub(super) struct MemberPath(pub(super) RecordId, pub(super) Field, pub(super) Member);
+
+/// The namespace that a path names.
+#[derive(Debug, Clone)]
+pub(super) struct NamespacePath(pub(super) Namespace);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamespacePath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let mut names = path_names(parts, state).await?;
+        Ok(Self(namespace(&mut names)?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for MemberPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let mut names = path_names(parts, state).await?;
+        let record = record(&mut names)?;
+        let field = Field::new(names.remove("field").unwrap_or_default())?;
+        Ok(Self(record, field, Member::new(names.remove("member").unwrap_or_default())?))
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for RecordPath {
     type Rejection = Problem;
 
@@ -66,15 +94,19 @@ impl<S: Send + Sync> FromRequestParts<S> for FieldPath {
     }
 }
 
-fn record(names: &mut BTreeMap<String, String>) -> Result<RecordId, Problem> {
+fn namespace(names: &mut BTreeMap<String, String>) -> Result<Namespace, Problem> {
     let namespace = names.remove("ns").unwrap_or_default();
     if namespace.starts_with('_') {
         let detail =
             format!("there is no resource {namespace:?}; names that begin with _ are not namespaces");
         return Err(Problem::new(Kind::NotFound, detail));
     }
-    let key = names.remove("key").unwrap_or_default();
-    Ok(RecordId { namespace: Namespace::new(namespace)?, key: Key::new(key)? })
+    Ok(Namespace::new(namespace)?)
+}
+
+fn record(names: &mut BTreeMap<String, String>) -> Result<RecordId, Problem> {
+    let namespace = namespace(names)?;
+    Ok(RecordId { namespace, key: Key::new(names.remove("key").unwrap_or_default())? })
 }
 
 /// The names in a path, percent-decoded once, after the path was split: `%2F` is a slash within a name.
@@ -140,16 +172,42 @@ impl Query {
         Ok(Self(parameters))
     }
 
+    /// A parameter as it was given.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
     /// Whether a parameter has its one value; absent, it has not.
-    pub(super) fn has(&self, name: &str, value: &str) -> Result<bool, Problem> {
-        match self.0.get(name).map(String::as_str) {
-            None => Ok(false),
-            Some(given) if given == value => Ok(true),
-            Some(given) => {
-                let detail = format!("the query parameter {name:?} can only be {value:?}, not {given:?}");
-                Err(Problem::new(Kind::Malformed, detail))
-            }
-        }
+    pub(super) fn has(&self, name: &str, value: &'static str) -> Result<bool, Problem> {
+        Ok(self.one_of(name, &[value])?.is_some())
+    }
+
+    /// Which of its values a parameter has, if it is there.
+    pub(super) fn one_of(
+        &self,
+        name: &str,
+        values: &[&'static str],
+    ) -> Result<Option<&'static str>, Problem> {
+        let Some(given) = self.text(name) else { return Ok(None) };
+        let found = values.iter().find(|value| **value == given);
+        let refused = || {
+            let values = values.iter().map(|value| format!("{value:?}")).collect::<Vec<_>>().join(" or ");
+            let detail = format!("the query parameter {name:?} can only be {values}, not {given:?}");
+            Problem::new(Kind::Malformed, detail)
+        };
+        found.copied().map(Some).ok_or_else(refused)
+    }
+
+    /// A number from 1 to `max`, if it is there.
+    pub(super) fn number(&self, name: &str, max: usize) -> Result<Option<usize>, Problem> {
+        let Some(given) = self.text(name) else { return Ok(None) };
+        let number = given.parse().ok().filter(|number| (1..=max).contains(number));
+        let refused = || {
+            let detail =
+                format!("the query parameter {name:?} can only be a number from 1 to {max}, not {given:?}");
+            Problem::new(Kind::Malformed, detail)
+        };
+        number.map(Some).ok_or_else(refused)
     }
 
     /// Whether a parameter is true; absent, it is false.
@@ -284,6 +342,13 @@ mod tests {
         assert!(query.has("a/b", "1").unwrap());
         assert!(query.has("view", "small").is_err());
         assert!(!query.is_true("other").unwrap());
+        assert_eq!(query.one_of("view", &["small", "full"]).unwrap(), Some("full"));
+        assert!(query.one_of("view", &["small", "large"]).is_err());
+        assert_eq!((query.number("a/b", 1).unwrap(), query.number("other", 1).unwrap()), (Some(1), None));
+        for bad in ["0", "11", "-1", "1.0", "", "ten", "99999999999999999999"] {
+            let query = format!("limit={bad}");
+            assert!(Query::parse(Some(&query), &["limit"]).unwrap().number("limit", 10).is_err(), "{bad}");
+        }
         for bad in ["vieww=full", "view=a&view=b", "view=%f", "view=%ff", "=1"] {
             assert!(Query::parse(Some(bad), &["view"]).is_err(), "{bad}");
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use godwit_core::read::{FieldView, ReadError, ReadLimits};
+use godwit_core::read::{ReadError, ReadLimits};
 use godwit_engine::store::Snapshot;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -23,19 +23,19 @@ use crate::node::ReadFailure;
 /// What is read without taking room: more than nearly all records have.
 const SMALL_ANSWER_BYTES: usize = 64 * 1024;
 /// How long a large answer waits for room.
-const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+pub(super) const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Fields to answer with, and the room that they take.
-pub(super) struct Fetched {
-    pub(super) views: Vec<FieldView>,
+/// What to answer with, and the room that it takes.
+pub(super) struct Fetched<T> {
+    pub(super) views: T,
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads what a request asks for, within the limits on answers.
-pub(super) async fn fetch(
+pub(super) async fn fetch<T: Send + 'static>(
     api: &Api,
-    read: impl Fn(&Snapshot<'_>, ReadLimits) -> Result<Vec<FieldView>, ReadError> + Clone + Send + 'static,
-) -> Result<Fetched, Problem> {
+    read: impl Fn(&Snapshot<'_>, ReadLimits) -> Result<T, ReadError> + Clone + Send + 'static,
+) -> Result<Fetched<T>, Problem> {
     let attempt = |bytes_max: usize| {
         let (read, limits) = (read.clone(), ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max });
         api.node.read(move |store| read(store, limits))
@@ -45,17 +45,25 @@ pub(super) async fn fetch(
         Err(ReadFailure::TooLarge { max }) if max < most => {}
         outcome => return Ok(Fetched { views: outcome?, room: None }),
     }
+    let room = room(api, most).await?;
+    Ok(Fetched { views: attempt(most).await?, room })
+}
+
+/// Room for an answer of so many bytes; none is needed for a small one.
+pub(super) async fn room(api: &Api, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+    if bytes <= SMALL_ANSWER_BYTES {
+        return Ok(None);
+    }
+    let all = api.node.limits().answers_bytes;
     let overloaded = || {
-        let all = api.node.limits().answers_bytes;
         let detail =
             format!("large answers in progress take {all} bytes, the most that limits.answers_bytes allows");
         Problem::new(Kind::Overloaded, detail)
     };
-    let permits = u32::try_from(most).map_err(|_| overloaded())?;
+    let permits = u32::try_from(bytes.min(all)).map_err(|_| overloaded())?;
     let room = Arc::clone(&api.answer_room).acquire_many_owned(permits);
     let room = tokio::time::timeout(ROOM_WAIT_MAX, room).await;
-    let room = room.ok().and_then(Result::ok).ok_or_else(overloaded)?;
-    Ok(Fetched { views: attempt(most).await?, room: Some(room) })
+    room.ok().and_then(Result::ok).map(Some).ok_or_else(overloaded)
 }
 
 /// An answer to a write, or about the node.
@@ -86,15 +94,24 @@ pub(super) fn tagged(
     Ok(response)
 }
 
+/// The same, with its status and type left to the caller.
+pub(super) fn body(body: &impl Serialize, room: Option<OwnedSemaphorePermit>) -> Result<Bytes, Problem> {
+    Ok(hold(bytes(body)?, room))
+}
+
 fn bytes(body: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(body).map_err(|error| Problem::unreadable(&error))
 }
 
-fn with_type(bytes: Vec<u8>, mut room: Option<OwnedSemaphorePermit>) -> Response {
+fn with_type(bytes: Vec<u8>, room: Option<OwnedSemaphorePermit>) -> Response {
+    let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    ([content_type], hold(bytes, room)).into_response()
+}
+
+fn hold(bytes: Vec<u8>, mut room: Option<OwnedSemaphorePermit>) -> Bytes {
     // What was set aside for the largest answer and is not needed goes back at once.
     let room = room.as_mut().and_then(|room| room.split(bytes.len().min(room.num_permits())));
-    let bytes = Bytes::from_owner(Held { bytes, _room: room });
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response()
+    Bytes::from_owner(Held { bytes, _room: room })
 }
 
 /// Bytes that hold their room as long as anybody holds them.

@@ -33,7 +33,11 @@ pub(super) struct Shape {
 
 impl Shape {
     pub(super) fn parse(query: &Query) -> Result<Self, Problem> {
-        Ok(Self { full: query.has("view", "full")?, number_strings: query.has("numbers", "string")? })
+        Self::of(query.has("view", "full")?, query)
+    }
+
+    pub(super) fn of(full: bool, query: &Query) -> Result<Self, Problem> {
+        Ok(Self { full, number_strings: query.has("numbers", "string")? })
     }
 }
 
@@ -58,6 +62,9 @@ pub(super) enum OneFieldBody {
         value: ValueBody,
         #[serde(skip_serializing_if = "is_false")]
         truncated: bool,
+        /// Of a set that was cut: after which member to go on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        next: Option<String>,
     },
     Full(FullBody),
 }
@@ -103,13 +110,13 @@ struct UpdatedBody {
 }
 
 /// The answer to a write.
-#[derive(Serialize)]
+#[derive(Serialize, Clone)]
 pub(super) struct CommittedBody {
     partition: u16,
     commit: Option<CommitBody>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Clone)]
 struct CommitBody {
     replica: String,
     counter: u64,
@@ -134,9 +141,13 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
-    pub(super) async fn new(node: &NodeHandle, shape: Shape, views: &[FieldView]) -> Self {
+    pub(super) async fn new(
+        node: &NodeHandle,
+        shape: Shape,
+        views: impl IntoIterator<Item = &FieldView>,
+    ) -> Self {
         let regions = if shape.full {
-            let mut replicas: Vec<ReplicaId> = views.iter().map(|view| view.updated.replica).collect();
+            let mut replicas: Vec<ReplicaId> = views.into_iter().map(|view| view.updated.replica).collect();
             replicas.sort_unstable();
             replicas.dedup();
             node.regions(&replicas).await
@@ -192,8 +203,12 @@ impl Viewer {
             return Ok(body.map(|body| OneFieldBody::Full(FullBody { field: Some(field), ..body })));
         }
         let Some(view) = types.into_iter().next() else { return Ok(None) };
+        let next = match &view.value {
+            Value::Set { members, truncated: true } => members.last().cloned(),
+            _ => None,
+        };
         let truncated = is_truncated(&view);
-        Ok(Some(OneFieldBody::Value { field, value: self.value(view.value)?, truncated }))
+        Ok(Some(OneFieldBody::Value { field, value: self.value(view.value)?, truncated, next }))
     }
 
     fn full_types(&self, types: Vec<FieldView>) -> Result<Option<FullBody>, Problem> {

@@ -17,7 +17,12 @@ pub const FLAG_SLOT: &[u8] = &[];
 /// The slot of a set's member: its bytes and a zero byte, so that a member that is a prefix of another does
 /// not share its range.
 pub fn member_slot(member: &Member) -> Vec<u8> {
-    let mut slot = member.as_str().as_bytes().to_vec();
+    slot_of(member.as_str())
+}
+
+/// The same for any text, to look for what stands before or after it.
+pub fn slot_of(name: &str) -> Vec<u8> {
+    let mut slot = name.as_bytes().to_vec();
     slot.push(0);
     slot
 }

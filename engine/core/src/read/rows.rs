@@ -1,0 +1,229 @@
+//! The one way from a field's stored rows to the rows that a reader sees.
+//!
+//! What holds:
+//!
+//! - Whatever a reader is told comes through [`Rows::each`]: what does not count although it is stored must be
+//!   left out there, and is then left out everywhere.
+//! - Rows that a clear took and no sweep has removed yet (see [`crate::fields`]) are left out.
+//! - Every row that is looked at is counted, also one that is left out, against a [`Budget`] that all parts of a
+//!   request share.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
+use super::ReadError;
+use crate::codec::CodecError;
+use crate::fields::FieldState;
+use crate::ids::Field;
+use crate::keys;
+use crate::row::{FieldType, Row};
+use crate::store::{Family, StoreError, StoreRead};
+use crate::types::{counter, keyed};
+
+/// How much may be looked at.
+pub(super) struct Budget {
+    bytes_max: usize,
+    bytes_left: Cell<usize>,
+    rows_max: usize,
+    rows_seen: Cell<usize>,
+}
+
+impl Budget {
+    /// Nothing is refused, and nothing cut.
+    pub(super) fn unlimited() -> Self {
+        Self::new(usize::MAX, usize::MAX)
+    }
+
+    /// More bytes are an error.
+    pub(super) fn of_bytes(bytes_max: usize) -> Self {
+        Self::new(bytes_max, usize::MAX)
+    }
+
+    /// More rows end a visit, between two slots.
+    pub(super) fn of_rows(rows_max: usize) -> Self {
+        Self::new(usize::MAX, rows_max)
+    }
+
+    fn new(bytes_max: usize, rows_max: usize) -> Self {
+        Self { bytes_max, bytes_left: Cell::new(bytes_max), rows_max, rows_seen: Cell::new(0) }
+    }
+
+    pub(super) fn take_bytes(&self, bytes: usize) -> Result<(), ReadError> {
+        let left = self.bytes_left.get().checked_sub(bytes);
+        self.bytes_left.set(left.ok_or(ReadError::TooLarge { max: self.bytes_max })?);
+        Ok(())
+    }
+
+    /// Rows looked at so far.
+    pub(super) fn rows_seen(&self) -> usize {
+        self.rows_seen.get()
+    }
+}
+
+/// How a visit ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// All rows were visited.
+    Whole,
+    /// The visitor had enough.
+    Told,
+    /// The budget is spent; all rows up to this slot, and none after it, were looked at.
+    AtBound(Vec<u8>),
+}
+
+/// The rows of one field and type.
+pub(super) struct Rows<'a, S> {
+    store: &'a S,
+    record_prefix: &'a [u8],
+    range: Vec<u8>,
+    ty: FieldType,
+    budget: &'a Budget,
+}
+
+impl<'a, S: StoreRead> Rows<'a, S> {
+    pub(super) fn new(
+        store: &'a S,
+        record_prefix: &'a [u8],
+        field: &Field,
+        ty: FieldType,
+        budget: &'a Budget,
+    ) -> Self {
+        Self { store, record_prefix, range: keys::type_prefix(record_prefix, field, ty), ty, budget }
+    }
+
+    /// The first bytes of all keys.
+    pub(super) fn range(&self) -> &[u8] {
+        &self.range
+    }
+
+    /// All rows.
+    pub(super) fn all(&self) -> Result<Vec<Row>, ReadError> {
+        let mut rows = Vec::new();
+        self.each(&self.range, &keys::after_prefix(&self.range), |row| {
+            rows.push(row);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(rows)
+    }
+
+    /// Whether some key that begins so has a row.
+    pub(super) fn any(&self, prefix: &[u8]) -> Result<bool, ReadError> {
+        let ended = self.each(prefix, &keys::after_prefix(prefix), |_| Ok(ControlFlow::Break(())))?;
+        Ok(ended == Ended::Told)
+    }
+
+    /// Whether the rows make a value.
+    pub(super) fn live(&self) -> Result<bool, ReadError> {
+        match self.ty {
+            FieldType::COUNTER => Ok(self.counter()?.is_some()),
+            FieldType::REGISTER | FieldType::FLAG | FieldType::SET => {
+                match self.counted_size()? {
+                    Some(size) => Ok(size > 0),
+                    None => self.any(&self.range),
+                }
+            }
+            // Of a later version: kept and relayed, not read.
+            _ => Ok(false),
+        }
+    }
+
+    /// A counter's value and rows, those of keyed increments too.
+    pub(super) fn counter(&self) -> Result<Option<(i64, Vec<Row>)>, ReadError> {
+        let range = [&self.range[..self.range.len() - 1], &[FieldType::KEYED.0]].concat();
+        let keyed = Self { range, ty: FieldType::KEYED, ..*self }.all()?;
+        let mut rows = self.all()?;
+        let damaged = || StoreError::damaged("rows: counter");
+        let sums = [counter::value(&rows).map_err(damaged())?, keyed::value(&keyed).map_err(damaged())?];
+        rows.extend(keyed);
+        let value = sums.into_iter().flatten().reduce(i128::wrapping_add).map(counter::saturated);
+        Ok(value.map(|value| (value, rows)))
+    }
+
+    /// The number of slots present, if the node keeps it.
+    pub(super) fn counted_size(&self) -> Result<Option<u64>, ReadError> {
+        Ok(FieldState::read(self.store, &self.range)?.and_then(|state| state.counted_size()))
+    }
+
+    /// Visits the rows with keys from `from` (inclusive) to `to` (exclusive), both within the range, in their order.
+    pub(super) fn each(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        mut visit: impl FnMut(Row) -> Result<ControlFlow<()>, CodecError>,
+    ) -> Result<Ended, ReadError> {
+        let state = if self.ty.holds_sums() { None } else { FieldState::read(self.store, &self.range)? };
+        let dead = state.map(|state| state.dead).unwrap_or_default();
+        let mut outcome = Ok(Ended::Whole);
+        let mut slot: Option<Vec<u8>> = None;
+        self.store.scan(Family::Rows, from, to, &mut |key, value| {
+            let row = keys::parse_row(self.record_prefix, key, value).map_err(StoreError::damaged("rows"));
+            let row = row.map_err(ReadError::from).and_then(|row| {
+                if !dead.covers(row.dot) {
+                    // The field's name stands in every key, and once in the answer.
+                    self.budget.take_bytes(value.len() + key.len().saturating_sub(self.range.len()))?;
+                }
+                Ok(row)
+            });
+            let row = match row {
+                Ok(row) => row,
+                Err(error) => {
+                    outcome = Err(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            if slot.as_ref() != Some(&row.slot) {
+                if self.budget.rows_seen() >= self.budget.rows_max
+                    && let Some(slot) = slot.take()
+                {
+                    outcome = Ok(Ended::AtBound(slot));
+                    return ControlFlow::Break(());
+                }
+                slot = Some(row.slot.clone());
+            }
+            self.budget.rows_seen.set(self.budget.rows_seen() + 1);
+            if dead.covers(row.dot) {
+                return ControlFlow::Continue(());
+            }
+            match visit(row) {
+                Ok(ControlFlow::Continue(())) => ControlFlow::Continue(()),
+                Ok(ControlFlow::Break(())) => {
+                    outcome = Ok(Ended::Told);
+                    ControlFlow::Break(())
+                }
+                Err(error) => {
+                    outcome = Err(StoreError::damaged("rows")(error).into());
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        outcome
+    }
+}
+
+/// Visits each field and type below `range` that has rows stored, whether or not they make a value: one seek each. The
+/// parts of a counter are visited as one.
+pub(super) fn each_type<S: StoreRead>(
+    store: &S,
+    record_prefix: &[u8],
+    range: &[u8],
+    budget: &Budget,
+    mut visit: impl FnMut(Field, FieldType, Rows<'_, S>) -> Result<ControlFlow<()>, ReadError>,
+) -> Result<(), ReadError> {
+    let end = keys::after_prefix(range);
+    let mut from = range.to_vec();
+    let mut keyed: Option<Field> = None;
+    while let Some((key, _)) = store.first(Family::Rows, &from, &end)? {
+        let (field, ty, _) = keys::parse_field(record_prefix, &key).map_err(StoreError::damaged("rows"))?;
+        from = keys::after_prefix(&keys::type_prefix(record_prefix, &field, ty));
+        if ty == FieldType::KEYED {
+            keyed = Some(field.clone());
+        } else if ty == FieldType::COUNTER && keyed.as_ref() == Some(&field) {
+            continue;
+        }
+        let rows = Rows::new(store, record_prefix, &field, ty.whole(), budget);
+        if visit(field, ty.whole(), rows)?.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}

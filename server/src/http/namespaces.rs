@@ -1,0 +1,45 @@
+//! `/v1/{ns}`: the keys of a namespace.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use godwit_core::ids::Key;
+use godwit_core::read::{self, Page};
+use godwit_engine::store::Snapshot;
+use serde::Serialize;
+
+use super::paging::Paging;
+use super::problem::Problem;
+use super::request::{NamespacePath, Query};
+use super::{Api, respond};
+
+#[derive(Serialize)]
+struct KeysBody<'a> {
+    keys: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<&'a str>,
+}
+
+/// `GET`: the keys of live records, in byte order, a page at a time.
+pub(super) async fn list(
+    State(api): State<Api>,
+    NamespacePath(namespace): NamespacePath,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = Query::parse(uri.query(), &["after", "limit", "prefix"])?;
+    let Paging { after, limits } = Paging::parse(&query)?;
+    let prefix = query.text("prefix").unwrap_or_default().to_owned();
+    let partitions = api.node.partitions();
+    let read = move |store: &Snapshot<'_>| {
+        read::list_keys(store, partitions, &namespace, &prefix, after.as_deref(), limits)
+    };
+    let page = api.node.read(read).await?;
+    respond::tagged(&KeysBody::of(&page), &headers, None)
+}
+
+impl<'a> KeysBody<'a> {
+    fn of(page: &'a Page<Key>) -> Self {
+        Self { keys: page.items.iter().map(Key::as_str).collect(), next: page.next.as_ref().map(Key::as_str) }
+    }
+}
