@@ -21,11 +21,15 @@ pub enum Family {
     Keys,
     /// Identity, contexts, clock.
     Meta,
+    /// What this node keeps about fields of its own accord: sizes, clears not yet swept.
+    Fields,
+    /// Idempotency keys that were applied.
+    Requests,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 4] = [Self::Rows, Self::Log, Self::Keys, Self::Meta];
+    pub const ALL: [Self; 6] = [Self::Rows, Self::Log, Self::Keys, Self::Meta, Self::Fields, Self::Requests];
 
     /// The family's name on disk.
     pub fn name(self) -> &'static str {
@@ -34,6 +38,8 @@ impl Family {
             Self::Log => "log",
             Self::Keys => "keys",
             Self::Meta => "meta",
+            Self::Fields => "fields",
+            Self::Requests => "requests",
         }
     }
 }

@@ -67,16 +67,19 @@ pub(super) fn database(options: &StoreOptions, create: bool) -> Options {
     database
 }
 
-/// The families with their options.
-pub(super) fn families(options: &StoreOptions, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
-    let mut all = Vec::new();
-    for family in Family::ALL {
-        all.push(ColumnFamilyDescriptor::new(family.name(), of_family(family, options, cache)));
-    }
-    all
+/// Families with their options.
+pub(super) fn families(
+    which: &[Family],
+    options: &StoreOptions,
+    cache: &Cache,
+) -> Vec<ColumnFamilyDescriptor> {
+    let described =
+        |&family| ColumnFamilyDescriptor::new(Family::name(family), of_family(family, options, cache));
+    which.iter().map(described).collect()
 }
 
-fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -> Options {
+/// The options of one family.
+pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(BLOCK_BYTES);
@@ -95,8 +98,9 @@ fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -> Options {
             table.set_whole_key_filtering(false);
             4
         }
-        // Every commit that touches a record without rows asks for its mark in vain.
-        Family::Keys => {
+        // Every commit that touches a record without rows asks for its mark in vain; fields without a note and
+        // requests with a new key are the rule too.
+        Family::Keys | Family::Fields | Family::Requests => {
             table.set_bloom_filter(BLOOM_BITS, false);
             16
         }
