@@ -25,6 +25,14 @@
 //! is read under the lock. A store with families that this version does not know is not opened for writing at all:
 //! it is looked at read-only, to tell a newer format from a stranger.
 //!
+//! # How the log was written
+//!
+//! The end of a log that was written without syncs has to be read differently (the header of [`super`] says why), and
+//! the settings of the last start are not those of this one. So the marker file `GODWIT-UNSYNCED` stands in the
+//! directory from before the first write that is not synced until the store has been opened with
+//! [`Durability::Fsync`]. Opening replays the log and flushes all of it to tables, so nothing of it is read again
+//! when the marker comes or goes.
+//!
 //! Two processes cannot hold one directory: RocksDB locks it (`LOCK`), and the lock goes with the process.
 
 use std::fs::{self, File};
@@ -36,7 +44,7 @@ use godwit_core::keys;
 use godwit_core::store::{Batch, Family, StoreError};
 use rocksdb::{Cache, DB, ErrorKind, Options};
 
-use super::{RocksStore, Shared, StoreOptions, options};
+use super::{Durability, RocksStore, Shared, StoreOptions, options};
 
 /// The version of the whole store's layout that this build writes. It opens stores of format 1, too, and brings them
 /// to this one.
@@ -47,6 +55,7 @@ const FORMAT_1: u8 = 1;
 const ADDED_SINCE_FORMAT_1: [Family; 2] = [Family::Fields, Family::Requests];
 
 const CREATING: &str = "GODWIT-CREATING";
+const UNSYNCED: &str = "GODWIT-UNSYNCED";
 
 /// Why a data directory was not opened. Nothing in it was changed that matters.
 #[derive(Debug, thiserror::Error)]
@@ -126,15 +135,16 @@ pub(super) fn open(path: &Path, options: &StoreOptions) -> Result<RocksStore, St
     create_dir_durably(path)?;
     let marker = path.join(CREATING);
     if !holds_rocksdb_files(path)? && !marker.exists() {
-        File::create(&marker).and_then(|file| file.sync_all()).map_err(io_error("creating", &marker))?;
-        sync_dir(path)?;
+        create_marker(path, &marker)?;
     }
     let creating = marker.exists();
+    let unsynced = path.join(UNSYNCED);
+    let written_with = if unsynced.exists() { Durability::Os } else { Durability::Fsync };
 
     let cache = Cache::new_lru_cache(options.block_cache_bytes);
     let present = if creating { Family::ALL.to_vec() } else { families_to_open(path)? };
     let families = options::families(&present, options, &cache);
-    let mut db = DB::open_cf_descriptors(&options::database(options, creating), path, families)
+    let mut db = DB::open_cf_descriptors(&options::database(options, creating, written_with), path, families)
         .map_err(|error| open_error(path, &error))?;
     let format = check_format(&db, path, creating)?;
     for family in Family::ALL.into_iter().filter(|family| !present.contains(family)) {
@@ -145,7 +155,15 @@ pub(super) fn open(path: &Path, options: &StoreOptions) -> Result<RocksStore, St
         db.create_cf(family.name(), &options::of_family(family, options, &cache))
             .map_err(|error| open_error(path, &error))?;
     }
-    let store = RocksStore { shared: Arc::new(Shared { db, block_cache: cache, path: path.to_path_buf() }) };
+    let store = RocksStore {
+        shared: Arc::new(Shared {
+            db,
+            block_cache: cache,
+            path: path.to_path_buf(),
+            durability: options.durability,
+            written_with,
+        }),
+    };
 
     if format != Some(FORMAT_VERSION) {
         let mut batch = Batch::default();
@@ -160,10 +178,24 @@ pub(super) fn open(path: &Path, options: &StoreOptions) -> Result<RocksStore, St
         tracing::info!(path = %path.display(), from, to = FORMAT_VERSION, "brought the store to a newer format");
     }
     if creating {
-        fs::remove_file(&marker).map_err(io_error("removing", &marker))?;
-        sync_dir(path)?;
+        remove_marker(path, &marker)?;
+    }
+    match (written_with, options.durability) {
+        (Durability::Fsync, Durability::Os) => create_marker(path, &unsynced)?,
+        (Durability::Os, Durability::Fsync) => remove_marker(path, &unsynced)?,
+        _ => {}
     }
     Ok(store)
+}
+
+fn create_marker(dir: &Path, marker: &Path) -> Result<(), StoreOpenError> {
+    File::create(marker).and_then(|file| file.sync_all()).map_err(io_error("creating", marker))?;
+    sync_dir(dir)
+}
+
+fn remove_marker(dir: &Path, marker: &Path) -> Result<(), StoreOpenError> {
+    fs::remove_file(marker).map_err(io_error("removing", marker))?;
+    sync_dir(dir)
 }
 
 /// The families with which to open an instance: all, unless it may be one that lacks those of a later format.

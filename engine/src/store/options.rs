@@ -40,22 +40,44 @@ pub struct StoreOptions {
     /// Files that RocksDB holds open, at least 64. Default 512, which leaves room for sockets below the usual
     /// limit of 1,024.
     pub open_files_max: u16,
+    /// When a commit is acknowledged. Default [`Durability::Fsync`].
+    pub durability: Durability,
+}
+
+/// When a commit is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After it is synced: what was acknowledged survives a power cut.
+    #[default]
+    Fsync,
+    /// After it is handed to the operating system, and synced soon after: what was acknowledged survives the end of
+    /// the process however it comes, but a power cut or a crash of the system may take the last of it.
+    Os,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { block_cache_bytes: 256 * MIB, write_buffer_bytes: 128 * MIB, open_files_max: 512 }
+        Self {
+            block_cache_bytes: 256 * MIB,
+            write_buffer_bytes: 128 * MIB,
+            open_files_max: 512,
+            durability: Durability::Fsync,
+        }
     }
 }
 
-/// Options of the whole instance. With `create`, a missing instance and missing families are created.
-pub(super) fn database(options: &StoreOptions, create: bool) -> Options {
+/// Options of the whole instance, for a log that was written with some durability. With `create`, a missing instance
+/// and missing families are created.
+pub(super) fn database(options: &StoreOptions, create: bool, written_with: Durability) -> Options {
     let mut database = Options::default();
     database.create_if_missing(create);
     database.create_missing_column_families(create);
     database.set_paranoid_checks(true);
     // The header of `store` says why.
-    database.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    database.set_wal_recovery_mode(match written_with {
+        Durability::Fsync => DBRecoveryMode::TolerateCorruptedTailRecords,
+        Durability::Os => DBRecoveryMode::PointInTime,
+    });
     database.set_track_and_verify_wals_in_manifest(true);
     database.set_max_total_wal_size(WAL_BYTES_MAX);
     database.set_db_write_buffer_size(options.write_buffer_bytes);
