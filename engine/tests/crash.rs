@@ -1,12 +1,15 @@
 //! What was committed survives: a copied directory as a crash would leave it, a torn and a damaged log, and a
 //! process that is killed.
 
+mod batches;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use godwit_core::store::{Batch, Family, StoreError, StoreRead};
+use batches::{batch, batches};
+use godwit_core::store::StoreError;
 use godwit_engine::store::{Durability, RocksStore, StoreOpenError, StoreOptions};
 use tempfile::TempDir;
 
@@ -16,33 +19,8 @@ fn open(path: &Path) -> Result<RocksStore, StoreOpenError> {
     RocksStore::open(path, &StoreOptions::default())
 }
 
-/// One batch over two families, so that a half of it would show.
-fn batch(n: u64) -> Batch {
-    let mut batch = Batch::default();
-    batch.put(Family::Rows, n.to_be_bytes().to_vec(), vec![n as u8; 300]);
-    batch.put(Family::Log, n.to_be_bytes().to_vec(), n.to_be_bytes().to_vec());
-    batch
-}
-
 fn commit(store: &RocksStore, n: u64) -> Result<(), StoreError> {
     store.commit(batch(n))
-}
-
-/// How many batches are there: each whole, and none missing before another.
-fn batches(store: &RocksStore) -> u64 {
-    let mut count = 0;
-    while let Some(row) = store.get(Family::Rows, &count_key(count)).unwrap() {
-        assert_eq!(row, vec![count as u8; 300]);
-        assert_eq!(store.get(Family::Log, &count_key(count)).unwrap(), Some(count_key(count)));
-        count += 1;
-    }
-    let rest = |family| store.first(family, &count_key(count), &[u8::MAX; 9]).unwrap();
-    assert_eq!((rest(Family::Rows), rest(Family::Log)), (None, None));
-    count
-}
-
-fn count_key(n: u64) -> Vec<u8> {
-    n.to_be_bytes().to_vec()
 }
 
 /// The directory of a store that is still open: what a crash at this moment would leave.
