@@ -4,22 +4,32 @@
 //! commits the batch with one sync, and then hands the outputs to the sink, in order. While it syncs, the
 //! next group gathers in the queue: the slower the disk, the larger the groups, and nobody waits for a timer.
 //!
+//! A store that runs with [`Durability::Os`] is written to first and synced soon after, by a thread of its own. Then
+//! the outputs of a group fall into two classes, of which the sink, not the committer, knows ([`Sink::release`]):
+//! those that may go out once the group is written, and those that wait until it is synced.
+//!
 //! What holds (the *driver law* of [`godwit_core::machine`]):
 //!
-//! - *Nothing leaves before it is durable.* Outputs reach the sink after the commit of their group returned.
-//! - *A failure is final.* If a step of the machine or the commit fails, or anything panics, no output of that
+//! - *Nothing leaves before it is durable.* Outputs reach the sink after the commit of their group returned, in the
+//!   order of the machine. With [`Durability::Os`] those that the sink lets go reach it after the group is in the
+//!   system's hands, and all others after a sync that covers the group and everything before it: what an output
+//!   says may rest on an earlier group, also if its own changed nothing. Order is kept within each class.
+//! - *A failure is final.* If a step of the machine, the commit or a sync fails, or anything panics, no output of that
 //!   group is released, the thread ends, [`CommitterHandle::failed`] resolves and every later submit is
 //!   refused. The machine is dropped: it may be ahead of the store. What was queued is dropped with it, and so
 //!   are reply channels in it, which tells their waiters. The process should exit with an error.
 //! - *Accepted is handled.* What was submitted before [`CommitterHandle::shutdown`] closed the queue is handled
-//!   and committed before the thread ends. Dropping the last handle does the same, without waiting for it.
+//!   and committed before the thread ends, and with [`Durability::Os`] synced, and what waited for that released.
+//!   Dropping the last handle does the same, without waiting for it.
 //! - *Deadlines are not starved.* A due deadline is served at the end of each group, however full the queue
 //!   is, and at most once a group. A machine whose deadline stays due is called again at once: it must move it.
 //!
 //! Limits: the queue holds [`CommitterOptions::queue_inputs`]; then submitting waits. A group ends after
 //! [`CommitterOptions::group_inputs_max`] inputs or once its batch reaches
 //! [`CommitterOptions::group_bytes_max`], so it exceeds that by one input's changes at most. Its outputs are
-//! bounded by its inputs only. Deadlines are met to about a millisecond, after the group in progress.
+//! bounded by its inputs only. What waits for a sync is bounded by [`CommitterOptions::waiting_outputs_max`] and
+//! [`CommitterOptions::unsynced_bytes_max`]: beyond them the committer waits for a sync, and then nothing else is
+//! served, deadlines included. Deadlines are met to about a millisecond, after the group in progress.
 //!
 //! The sink runs on the committer's thread: it must not block, and should hand on what it gets.
 
@@ -37,7 +47,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::stats::CommitStats;
-use crate::store::Commit;
+use crate::store::{Commit, Durability};
+
+mod sync;
+
+use sync::Syncs;
 
 /// Inputs that wait by default.
 pub const QUEUE_INPUTS: usize = 4096;
@@ -46,7 +60,15 @@ pub const GROUP_INPUTS_MAX: usize = 512;
 /// Bytes of changes at which a group is full by default.
 pub const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bounds of the queue and of groups. Zero counts as one.
+/// Outputs that wait for a sync by default.
+pub const WAITING_OUTPUTS_MAX: usize = 65_536;
+/// Bytes of changes that are written and not synced by default: what a power cut can take at most, beside one group.
+pub const UNSYNCED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How far apart syncs begin by default: well below the round trip to another region, and rare enough to leave the
+/// disk to other things.
+pub const SYNC_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Bounds of the queue, of groups and of what is not synced. Zero counts as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitterOptions {
     /// Inputs that may wait before submitting waits.
@@ -55,6 +77,13 @@ pub struct CommitterOptions {
     pub group_inputs_max: usize,
     /// Bytes of keys and values at which a group takes no further input.
     pub group_bytes_max: usize,
+    /// With [`Durability::Os`]: outputs that may wait for a sync before the committer waits.
+    pub waiting_outputs_max: usize,
+    /// With [`Durability::Os`]: bytes of keys and values that may be written and not synced before the committer
+    /// waits.
+    pub unsynced_bytes_max: usize,
+    /// With [`Durability::Os`]: the least time from the beginning of one sync to that of the next.
+    pub sync_interval: Duration,
 }
 
 impl Default for CommitterOptions {
@@ -63,6 +92,9 @@ impl Default for CommitterOptions {
             queue_inputs: QUEUE_INPUTS,
             group_inputs_max: GROUP_INPUTS_MAX,
             group_bytes_max: GROUP_BYTES_MAX,
+            waiting_outputs_max: WAITING_OUTPUTS_MAX,
+            unsynced_bytes_max: UNSYNCED_BYTES_MAX,
+            sync_interval: SYNC_INTERVAL,
         }
     }
 }
@@ -76,6 +108,9 @@ pub enum Failure {
     /// The commit failed: it is not known whether the group is in the store.
     #[error("the node stops, since a group was not committed for certain: {0}")]
     Commit(StoreError),
+    /// A sync failed: it is not known what of the writes since the one before would survive a power cut.
+    #[error("the node stops, since writes that it may have acknowledged were not synced for certain: {0}")]
+    Sync(StoreError),
     /// The machine, the store or the sink panicked: a defect.
     #[error("the node stops, since its committer panicked: {0}")]
     Panicked(String),
@@ -97,32 +132,67 @@ pub enum TrySubmitError<I> {
     Stopped(I),
 }
 
+/// When an output may leave, of a store that runs with [`Durability::Os`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Once its group is written: a power cut may make it untrue.
+    Written,
+    /// Once its group and all before it are synced.
+    Synced,
+}
+
+/// Takes what the machine releases. A closure that takes outputs is a sink, all of whose outputs wait for syncs.
+pub trait Sink<O> {
+    /// When this output may leave. With [`Durability::Fsync`] nobody asks: written is synced.
+    fn release(&self, output: &O) -> Release;
+
+    /// Takes an output. Runs on the committer's thread: it must not block.
+    fn take(&mut self, output: O);
+}
+
+impl<O, F: FnMut(O)> Sink<O> for F {
+    fn release(&self, _: &O) -> Release {
+        Release::Synced
+    }
+
+    fn take(&mut self, output: O) {
+        self(output);
+    }
+}
+
 /// Starts committers.
 #[derive(Debug)]
 pub struct Committer;
 
 impl Committer {
-    /// Starts the thread that drives the machine. From now on nothing else may commit to the store.
+    /// Starts the thread that drives the machine, and with [`Durability::Os`] one that syncs. From now on nothing
+    /// else may commit to the store.
     ///
     /// Fails if the system gives no thread or no timer.
     pub fn spawn<M, S>(
         machine: M,
         store: S,
-        sink: impl FnMut(M::Output) + Send + 'static,
+        sink: impl Sink<M::Output> + Send + 'static,
         options: CommitterOptions,
     ) -> std::io::Result<CommitterHandle<M::Input>>
     where
         M: Machine + Send + 'static,
         M::Input: Send + 'static,
-        S: Commit + Send + 'static,
+        M::Output: Send + 'static,
+        S: Commit + Clone + Send + 'static,
     {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let (inputs, queue) = mpsc::channel(options.queue_inputs.max(1));
         let (status_writer, status) = watch::channel(Status::Running);
         let shared = Arc::new(Shared::default());
+        let syncs = match store.durability() {
+            Durability::Fsync => None,
+            Durability::Os => Some(Syncs::spawn(store.clone(), options.clone(), Arc::clone(&shared.stats))?),
+        };
         let driver = Driver {
             machine,
             store,
+            syncs,
             sink,
             options,
             queue,
@@ -245,7 +315,7 @@ fn run_thread<M, S, K>(runtime: &Runtime, mut driver: Driver<M, S, K>, status: &
 where
     M: Machine,
     S: Commit,
-    K: FnMut(M::Output),
+    K: Sink<M::Output>,
 {
     // Unwind safety: after a panic nothing of the driver is used again, it is only dropped.
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(driver.run())))
@@ -272,6 +342,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 struct Driver<M: Machine, S, K> {
     machine: M,
     store: S,
+    /// What is not synced yet; `None` if each commit is.
+    syncs: Option<Syncs<M::Output>>,
     sink: K,
     options: CommitterOptions,
     queue: mpsc::Receiver<M::Input>,
@@ -285,15 +357,17 @@ impl<M, S, K> Driver<M, S, K>
 where
     M: Machine,
     S: Commit,
-    K: FnMut(M::Output),
+    K: Sink<M::Output>,
 {
     async fn run(&mut self) -> Result<(), Failure> {
         let closing = Arc::clone(&self.closing);
         let mut open = true;
         loop {
             let deadline = self.next_deadline();
-            // In this order: closing must not starve under load; a due deadline need not come before inputs,
-            // because every group serves it.
+            let sync_due = self.begin_due_sync();
+            let full = self.syncs.as_ref().is_some_and(Syncs::is_full);
+            // In this order: closing and what syncs release must not starve under load; a due deadline need not come
+            // before inputs, because every group serves it, nor a due sync, which begins above.
             let first = tokio::select! {
                 biased;
                 () = closing.notified(), if open => {
@@ -301,15 +375,48 @@ where
                     open = false;
                     continue;
                 }
-                input = self.queue.recv() => match input {
+                outcome = synced(&mut self.syncs) => {
+                    outcome?;
+                    self.release_synced();
+                    continue;
+                }
+                input = self.queue.recv(), if !full => match input {
                     Some(input) => Some(input),
                     // Closed and drained, or every handle is gone.
-                    None => return Ok(()),
+                    None => return self.sync_all().await,
                 },
-                () = at(deadline) => None,
+                () = at(deadline), if !full => None,
+                () = at(sync_due) => continue,
             };
             self.group(first)?;
         }
+    }
+
+    /// Begins a sync if one is due; when the next one is.
+    fn begin_due_sync(&mut self) -> Option<tokio::time::Instant> {
+        let syncs = self.syncs.as_mut()?;
+        let due = syncs.due()?;
+        if due <= Instant::now() {
+            syncs.begin();
+            return None;
+        }
+        Some(due.into())
+    }
+
+    fn release_synced(&mut self) {
+        while let Some(output) = self.syncs.as_mut().and_then(Syncs::next_released) {
+            self.sink.take(output);
+        }
+    }
+
+    /// Syncs what is written and releases what waits for it. Two syncs at most: the one in progress, and one more.
+    async fn sync_all(&mut self) -> Result<(), Failure> {
+        while let Some(syncs) = self.syncs.as_mut().filter(|syncs| !syncs.is_clean()) {
+            syncs.begin();
+            syncs.done().await?;
+            self.release_synced();
+        }
+        Ok(())
     }
 
     /// Handles one group, up to the release of its outputs.
@@ -332,11 +439,24 @@ where
         let Effects { batch, outputs } = out;
         if !batch.is_empty() {
             let (bytes, begun) = (batch.bytes(), Instant::now());
-            self.store.commit(batch).map_err(Failure::Commit)?;
+            match &mut self.syncs {
+                None => self.store.commit(batch).map_err(Failure::Commit)?,
+                Some(syncs) => {
+                    self.store.write(batch).map_err(Failure::Commit)?;
+                    syncs.wrote(bytes);
+                }
+            }
             self.stats.add_commit(bytes as u64, begun.elapsed());
         }
         self.stats.add_group(inputs as u64, outputs.len() as u64);
-        outputs.into_iter().for_each(&mut self.sink);
+        for output in outputs {
+            match &mut self.syncs {
+                Some(syncs) if !syncs.is_clean() && self.sink.release(&output) == Release::Synced => {
+                    syncs.keep(output);
+                }
+                _ => self.sink.take(output),
+            }
+        }
         Ok(())
     }
 
@@ -356,6 +476,14 @@ where
         // A deadline beyond what the clock can express never comes.
         let deadline = self.start.checked_add(Duration::from_micros(us))?;
         Some(deadline.into())
+    }
+}
+
+/// The end of the sync in progress, which never comes if none is.
+async fn synced<O>(syncs: &mut Option<Syncs<O>>) -> Result<(), Failure> {
+    match syncs {
+        Some(syncs) => syncs.done().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,8 @@ pub struct CommitStats {
     outputs: AtomicU64,
     bytes: AtomicU64,
     group_inputs_max: AtomicU64,
+    syncs: AtomicU64,
+    sync_us_total: AtomicU64,
     commit_us_total: AtomicU64,
     commit_us_buckets: [AtomicU64; COMMIT_US_BOUNDS.len() + 1],
 }
@@ -25,16 +27,20 @@ pub struct CommitStats {
 pub struct CommitCounts {
     /// Groups processed, those that changed nothing included.
     pub groups: u64,
-    /// Groups that were written and synced.
+    /// Groups that were written: and synced, unless the store acknowledges before it syncs.
     pub commits: u64,
     /// Inputs handled in the groups.
     pub inputs: u64,
-    /// Outputs that the groups released.
+    /// Outputs of the groups: released, unless the store acknowledges before it syncs and they wait for that.
     pub outputs: u64,
     /// Bytes of keys and values committed.
     pub bytes: u64,
     /// Inputs of the largest group.
     pub group_inputs_max: u64,
+    /// Syncs apart from commits: none, unless the store acknowledges before it syncs.
+    pub syncs: u64,
+    /// Microseconds spent in those.
+    pub sync_us_total: u64,
     /// Microseconds spent in commits.
     pub commit_us_total: u64,
     /// Commits by time, not cumulated: bucket `i` counts those of at most [`COMMIT_US_BOUNDS`]`[i]`
@@ -52,6 +58,8 @@ impl CommitStats {
             outputs: self.outputs.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             group_inputs_max: self.group_inputs_max.load(Ordering::Relaxed),
+            syncs: self.syncs.load(Ordering::Relaxed),
+            sync_us_total: self.sync_us_total.load(Ordering::Relaxed),
             commit_us_total: self.commit_us_total.load(Ordering::Relaxed),
             commit_us_buckets: std::array::from_fn(|i| self.commit_us_buckets[i].load(Ordering::Relaxed)),
         }
@@ -62,6 +70,12 @@ impl CommitStats {
         self.inputs.fetch_add(inputs, Ordering::Relaxed);
         self.outputs.fetch_add(outputs, Ordering::Relaxed);
         self.group_inputs_max.fetch_max(inputs, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_sync(&self, took: Duration) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.sync_us_total.fetch_add(us, Ordering::Relaxed);
     }
 
     pub(crate) fn add_commit(&self, bytes: u64, took: Duration) {

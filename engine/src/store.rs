@@ -5,6 +5,10 @@
 //! - *Atomic and durable.* [`RocksStore::commit`] writes a whole batch, over all families, as one record of
 //!   the write-ahead log and returns after that record is synced. After a crash every committed batch is
 //!   there, whole; a batch whose commit did not return is there whole or not at all.
+//! - *Or soon durable.* [`RocksStore::write`] returns once that record is in the hands of the operating system, and
+//!   [`RocksStore::sync`] makes all durable that was written before it. The process may end in any way without harm;
+//!   after a power cut some last batches are missing, each whole and none before another that is there. Only who
+//!   runs with [`Durability::Os`] writes so.
 //! - *Snapshots.* A [`Snapshot`] is the state after some commit, for as long as it lives. It pins space: old
 //!   versions of what changes meanwhile stay on disk. Hold one for a request, not for a session.
 //! - *One writer.* Nothing here stops two threads from committing, but a machine reads the latest state while
@@ -23,8 +27,16 @@
 //! missing end of the last log looks like an incomplete write; and if a disk persisted the pages of one
 //! unfinished write out of order, the store refuses to open although nothing acknowledged is lost.
 //!
-//! Flushing is not atomic over families, because the log always is on: a batch reaches a memtable only after
-//! its log record is synced, so what a flush of one family is ahead of the others is replayed from the log.
+//! A log whose records were not synced one by one may lose more than an unfinished record at its end: a disk may have
+//! persisted a later part and not an earlier one, also of two logs that follow each other. There the last mode would
+//! refuse to open, or skip from the one log to the other and leave out batches between. So such a log is read to a
+//! point in time: up to the first record that is damaged or missing. What is lost by that either was never synced, as
+//! [`Durability::Os`] allows, or was damaged later; the two cannot be told apart, except that the sizes of closed logs
+//! stand in the manifest here too. [`RocksStore::written_with`] tells which way the log was read.
+//!
+//! Flushing is not atomic over families, because the log always is on: what a flush of one family is ahead of the
+//! others is replayed from the log. RocksDB syncs the closed logs before a flush counts, so that this holds for
+//! batches that were written and not synced, too.
 //!
 //! # Prefixes
 //!
@@ -46,7 +58,7 @@ mod options;
 mod tests;
 
 pub use open::{FORMAT_VERSION, StoreOpenError};
-pub use options::StoreOptions;
+pub use options::{Durability, StoreOptions};
 
 /// The bytes of a row's key that name its record: partition and record hash.
 pub const RECORD_PREFIX_BYTES: usize = 10;
@@ -56,6 +68,23 @@ pub trait Commit: StoreRead {
     /// Commits a batch atomically, and returns when it would survive a power cut. After an error it is not
     /// known whether the batch is there: the caller must stop.
     fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Whether to [`Self::commit`], or to [`Self::write`] and [`Self::sync`] soon after. It never changes.
+    fn durability(&self) -> Durability {
+        Durability::Fsync
+    }
+
+    /// Commits a batch atomically, and returns when it would survive the end of the process. As [`Self::commit`],
+    /// unless the store knows better.
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        self.commit(batch)
+    }
+
+    /// Returns when all that was written before would survive a power cut. Called while other threads write. After an
+    /// error it is not known what of it would: the caller must stop.
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// The store of a node. Cheap to clone; the data directory is closed when the last clone goes.
@@ -68,6 +97,8 @@ struct Shared {
     db: DB,
     block_cache: Cache,
     path: PathBuf,
+    durability: Durability,
+    written_with: Durability,
 }
 
 /// Sizes for metrics. Estimates are RocksDB's and may be off while keys are overwritten or deleted.
@@ -99,11 +130,47 @@ impl RocksStore {
         &self.shared.path
     }
 
+    /// When this store acknowledges commits, as the options said that it was opened with.
+    pub fn durability(&self) -> Durability {
+        self.shared.durability
+    }
+
+    /// What the store ran with before it was opened, so whether a power cut since then may have taken acknowledged
+    /// commits. [`Durability::Fsync`] for a new one.
+    pub fn written_with(&self) -> Durability {
+        self.shared.written_with
+    }
+
     /// Commits a batch atomically with one sync; an empty one costs nothing. Blocks the thread.
     ///
     /// After an error it is not known whether the batch is there (the bytes may have reached the log before
     /// the sync failed): the node must stop, and reopening tells.
     pub fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.put(batch, true)
+    }
+
+    /// Commits a batch atomically without a sync: it survives the end of the process, and a power cut after the next
+    /// [`Self::sync`]. An empty one costs nothing. Blocks the thread.
+    ///
+    /// # Panics
+    /// If the store does not run with [`Durability::Os`]: its log would be taken for one that was synced.
+    pub fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        assert_eq!(
+            self.shared.durability,
+            Durability::Os,
+            "only a store that runs with Os may write unsynced"
+        );
+        self.put(batch, false)
+    }
+
+    /// Makes all durable that was written before. Blocks the thread, and no other one that commits or writes.
+    ///
+    /// After an error it is not known what of it is durable: the node must stop.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.shared.db.flush_wal(true).map_err(|error| failed("syncing", &error))
+    }
+
+    fn put(&self, batch: Batch, sync: bool) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -116,7 +183,7 @@ impl RocksStore {
             }
         }
         let mut options = WriteOptions::default();
-        options.set_sync(true);
+        options.set_sync(sync);
         self.shared.db.write_opt(write, &options).map_err(|error| failed("committing", &error))
     }
 
@@ -159,6 +226,18 @@ impl std::fmt::Debug for RocksStore {
 impl Commit for RocksStore {
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         RocksStore::commit(self, batch)
+    }
+
+    fn durability(&self) -> Durability {
+        RocksStore::durability(self)
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        RocksStore::write(self, batch)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        RocksStore::sync(self)
     }
 }
 

@@ -9,9 +9,9 @@ use godwit_core::machine::{Effects, Machine};
 use godwit_core::store::{Batch, Family, MemStore, StoreError, StoreRead, Txn, Visit};
 use godwit_core::time::{Mono, Now};
 use godwit_engine::committer::{
-    Committer, CommitterHandle, CommitterOptions, Failure, GROUP_INPUTS_MAX, TrySubmitError,
+    Committer, CommitterHandle, CommitterOptions, Failure, GROUP_INPUTS_MAX, Release, Sink, TrySubmitError,
 };
-use godwit_engine::store::{Commit, RocksStore, StoreOptions};
+use godwit_engine::store::{Commit, Durability, RocksStore, StoreOptions};
 use tempfile::TempDir;
 
 /// Longer than anything here takes; only a broken test waits for it.
@@ -135,7 +135,7 @@ impl Commit for GatedStore {
     }
 }
 
-fn spawn<S: Commit + Send + 'static>(store: S) -> (CommitterHandle<Input>, Receiver<u64>) {
+fn spawn<S: Commit + Clone + Send + 'static>(store: S) -> (CommitterHandle<Input>, Receiver<u64>) {
     let (sender, outputs) = mpsc::channel();
     let sink = move |sum| sender.send(sum).unwrap();
     let handle = Committer::spawn(Sums::default(), store, sink, CommitterOptions::default()).unwrap();
@@ -352,4 +352,189 @@ fn dropping_the_last_handle_drains_too() {
     }
     drop(handle);
     assert_eq!(outputs.iter().count(), 100);
+}
+
+/// Acknowledges before it syncs: writes pass, and it is the syncs that announce themselves and wait.
+#[derive(Clone)]
+struct GatedSyncs(GatedStore);
+
+impl StoreRead for GatedSyncs {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.get(family, key)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        self.0.scan(family, from, to, visit)
+    }
+}
+
+impl Commit for GatedSyncs {
+    fn commit(&self, _: Batch) -> Result<(), StoreError> {
+        panic!("the committer writes and syncs apart");
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Os
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        self.0.inner.lock().unwrap().commit(batch);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.0.commit(Batch::default())
+    }
+}
+
+/// Lets odd sums go once written; tells the two classes apart for the test, too.
+struct OddFirst {
+    odd: Sender<u64>,
+    even: Sender<u64>,
+}
+
+impl Sink<u64> for OddFirst {
+    fn release(&self, sum: &u64) -> Release {
+        if sum % 2 == 1 { Release::Written } else { Release::Synced }
+    }
+
+    fn take(&mut self, sum: u64) {
+        let class = if sum % 2 == 1 { &self.odd } else { &self.even };
+        class.send(sum).unwrap();
+    }
+}
+
+struct Os {
+    handle: CommitterHandle<Input>,
+    gate: Gate,
+    odd: Receiver<u64>,
+    even: Receiver<u64>,
+}
+
+fn os(options: CommitterOptions) -> Os {
+    let (store, gate) = gated();
+    let ((to_odd, odd), (to_even, even)) = (mpsc::channel(), mpsc::channel());
+    let sink = OddFirst { odd: to_odd, even: to_even };
+    let handle = Committer::spawn(Sums::default(), GatedSyncs(store), sink, options).unwrap();
+    Os { handle, gate, odd, even }
+}
+
+fn at_once() -> CommitterOptions {
+    CommitterOptions { sync_interval: Duration::ZERO, ..CommitterOptions::default() }
+}
+
+#[tokio::test]
+async fn what_needs_no_sync_passes_what_waits_for_one() {
+    let Os { handle, gate, odd, even } = os(at_once());
+    // The first sync covers the first write, or the first few; what comes while it runs waits for the next one.
+    handle.submit(Input::Add).await.unwrap();
+    gate.entered.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(odd.recv_timeout(PATIENCE), Ok(1));
+    for _ in 0..4 {
+        handle.submit(Input::Add).await.unwrap();
+    }
+    assert_eq!(odd.recv_timeout(PATIENCE), Ok(3));
+    assert_eq!(odd.recv_timeout(PATIENCE), Ok(5));
+    gate.verdicts.send(Ok(())).unwrap();
+    gate.entered.recv_timeout(PATIENCE).unwrap();
+    assert!(even.try_recv().is_err(), "released by a sync that began before it was written");
+    // It changes nothing, but it says what is not synced yet.
+    handle.submit(Input::Add).await.unwrap();
+    handle.submit(Input::Read).await.unwrap();
+    handle.submit(Input::Add).await.unwrap();
+    assert_eq!(odd.recv_timeout(PATIENCE), Ok(7));
+    gate.verdicts.send(Ok(())).unwrap();
+    assert_eq!([even.recv_timeout(PATIENCE), even.recv_timeout(PATIENCE)], [Ok(2), Ok(4)]);
+    gate.entered.recv_timeout(PATIENCE).unwrap();
+    assert!(even.try_recv().is_err());
+    gate.verdicts.send(Ok(())).unwrap();
+    assert_eq!([even.recv_timeout(PATIENCE), even.recv_timeout(PATIENCE)], [Ok(6), Ok(6)]);
+    within(handle.shutdown()).await.unwrap();
+    assert_eq!(handle.stats().counts().syncs, 3);
+}
+
+#[tokio::test]
+async fn a_failed_sync_poisons() {
+    let Os { handle, gate, odd, even } = os(at_once());
+    let disk = StoreError::Io("the disk is gone".to_string());
+    for _ in 0..2 {
+        handle.submit(Input::Add).await.unwrap();
+    }
+    gate.entered.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(odd.recv_timeout(PATIENCE), Ok(1));
+    gate.verdicts.send(Err(disk.clone())).unwrap();
+    let failure = within(handle.failed()).await;
+    assert_eq!(failure, Failure::Sync(disk));
+    assert!(failure.to_string().contains("the disk is gone"));
+    assert_eq!(within(handle.shutdown()).await, Err(failure));
+    assert_eq!(even.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Disconnected), "nothing was synced");
+    assert!(handle.submit(Input::Add).await.is_err());
+}
+
+#[tokio::test]
+async fn shutdown_syncs_and_releases() {
+    let hourly = CommitterOptions { sync_interval: Duration::from_secs(3600), ..CommitterOptions::default() };
+    let Os { handle, gate, odd: _odd, even } = os(hourly);
+    for _ in 0..2 {
+        handle.submit(Input::Add).await.unwrap();
+    }
+    gate.entered.recv_timeout(PATIENCE).unwrap();
+    for _ in 0..2 {
+        handle.submit(Input::Add).await.unwrap();
+    }
+    // The sync in progress, and one more though its time has not come.
+    gate.verdicts.send(Ok(())).unwrap();
+    let asked = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.shutdown().await }
+    });
+    let (entered, verdicts) = (gate.entered, gate.verdicts);
+    tokio::task::spawn_blocking(move || entered.recv_timeout(PATIENCE).unwrap()).await.unwrap();
+    assert!(!asked.is_finished(), "it ended before all was synced");
+    verdicts.send(Ok(())).unwrap();
+    within(asked).await.unwrap().unwrap();
+    assert_eq!(even.iter().collect::<Vec<_>>(), [2, 4]);
+}
+
+#[tokio::test]
+async fn what_is_not_synced_is_bounded() {
+    let limits = [
+        CommitterOptions { waiting_outputs_max: 3, ..CommitterOptions::default() },
+        CommitterOptions { unsynced_bytes_max: 3 * 15, ..CommitterOptions::default() },
+    ];
+    for limit in limits {
+        let each_a_group = CommitterOptions { group_inputs_max: 1, queue_inputs: 8, ..limit };
+        let Os { handle, gate, odd: _odd, even } = os(each_a_group);
+        // While no sync ends, the committer takes some, and the queue the rest.
+        let mut submitted = 0;
+        while handle.queued() < 8 {
+            handle.submit(Input::Add).await.unwrap();
+            submitted += 1;
+        }
+        gate.entered.recv_timeout(PATIENCE).unwrap();
+        let taken_max = 2 * 3;
+        assert!(submitted <= 8 + taken_max, "{submitted} submitted");
+        drop(gate);
+        within(handle.shutdown()).await.unwrap();
+        assert_eq!(even.iter().count(), submitted / 2, "nothing waits for ever");
+    }
+}
+
+#[tokio::test]
+async fn a_real_store_syncs_behind_its_acknowledgements() {
+    let dir = TempDir::new().unwrap();
+    let options = StoreOptions { durability: Durability::Os, ..StoreOptions::default() };
+    let store = RocksStore::open(dir.path(), &options).unwrap();
+    let ((to_odd, odd), (to_even, even)) = (mpsc::channel(), mpsc::channel());
+    let sink = OddFirst { odd: to_odd, even: to_even };
+    let handle = Committer::spawn(Sums::default(), store, sink, at_once()).unwrap();
+    for _ in 0..2000 {
+        handle.submit(Input::Add).await.unwrap();
+    }
+    within(handle.shutdown()).await.unwrap();
+    assert_eq!(odd.iter().collect::<Vec<_>>(), (1..=2000).step_by(2).collect::<Vec<_>>());
+    assert_eq!(even.iter().collect::<Vec<_>>(), (2..=2000).step_by(2).collect::<Vec<_>>());
+    assert!(handle.stats().counts().syncs > 0);
+    let reopened = RocksStore::open(dir.path(), &StoreOptions::default()).unwrap();
+    assert_eq!(sum(&reopened), Ok(2000));
 }

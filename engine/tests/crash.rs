@@ -1,13 +1,16 @@
 //! What was committed survives: a copied directory as a crash would leave it, a torn and a damaged log, and a
 //! process that is killed.
 
+mod batches;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use godwit_core::store::{Batch, Family, StoreError, StoreRead};
-use godwit_engine::store::{RocksStore, StoreOpenError, StoreOptions};
+use batches::{batch, batches};
+use godwit_core::store::StoreError;
+use godwit_engine::store::{Durability, RocksStore, StoreOpenError, StoreOptions};
 use tempfile::TempDir;
 
 const CHILD_DIR: &str = "GODWIT_TEST_CHILD_DIR";
@@ -16,29 +19,8 @@ fn open(path: &Path) -> Result<RocksStore, StoreOpenError> {
     RocksStore::open(path, &StoreOptions::default())
 }
 
-/// One batch over two families, so that a half of it would show.
 fn commit(store: &RocksStore, n: u64) -> Result<(), StoreError> {
-    let mut batch = Batch::default();
-    batch.put(Family::Rows, n.to_be_bytes().to_vec(), vec![n as u8; 300]);
-    batch.put(Family::Log, n.to_be_bytes().to_vec(), n.to_be_bytes().to_vec());
-    store.commit(batch)
-}
-
-/// How many batches are there: each whole, and none missing before another.
-fn batches(store: &RocksStore) -> u64 {
-    let mut count = 0;
-    while let Some(row) = store.get(Family::Rows, &count_key(count)).unwrap() {
-        assert_eq!(row, vec![count as u8; 300]);
-        assert_eq!(store.get(Family::Log, &count_key(count)).unwrap(), Some(count_key(count)));
-        count += 1;
-    }
-    let rest = |family| store.first(family, &count_key(count), &[u8::MAX; 9]).unwrap();
-    assert_eq!((rest(Family::Rows), rest(Family::Log)), (None, None));
-    count
-}
-
-fn count_key(n: u64) -> Vec<u8> {
-    n.to_be_bytes().to_vec()
+    store.commit(batch(n))
 }
 
 /// The directory of a store that is still open: what a crash at this moment would leave.
@@ -101,6 +83,64 @@ fn a_damaged_record_refuses_to_open() {
         assert!(matches!(error, StoreOpenError::Damaged { .. }), "{error}");
         assert!(error.to_string().contains("restore a backup"), "{error}");
     }
+}
+
+fn open_os(path: &Path) -> RocksStore {
+    RocksStore::open(path, &StoreOptions { durability: Durability::Os, ..StoreOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_log_that_was_not_synced_is_read_to_a_point_in_time() {
+    let dir = TempDir::new().unwrap();
+    // Some of it written when every commit was synced: that part has gone to tables when the setting changes.
+    drop(store_with(&dir, 4));
+    let store = open_os(dir.path());
+    assert_eq!((store.durability(), store.written_with()), (Durability::Os, Durability::Fsync));
+    (4..10).for_each(|n| store.write(batch(n)).unwrap());
+    let image = crash_image(&store);
+    assert_eq!(batches(&open(image.path()).unwrap()), 10);
+
+    // As a disk leaves it that persisted pages out of order: zeros in the second of six records, or all its bytes.
+    let length = fs::metadata(last_log(dir.path())).unwrap().len() as usize;
+    for hole in [length / 6 + 40..length / 6 + 200, length / 6..length / 3] {
+        for durability in [Durability::Fsync, Durability::Os] {
+            let image = crash_image(&store);
+            let log = last_log(image.path());
+            let mut bytes = fs::read(&log).unwrap();
+            bytes[hole.clone()].fill(0);
+            fs::write(&log, bytes).unwrap();
+            // What counts is how the log was written, not how it goes on.
+            let options = StoreOptions { durability, ..StoreOptions::default() };
+            let opened = RocksStore::open(image.path(), &options).unwrap();
+            assert_eq!(opened.written_with(), Durability::Os);
+            assert_eq!(batches(&opened), 5);
+            commit(&opened, 5).unwrap();
+            drop(opened);
+            let opened = open(image.path()).unwrap();
+            assert_eq!((batches(&opened), opened.written_with()), (6, durability));
+        }
+    }
+}
+
+#[test]
+fn once_every_commit_is_synced_damage_is_refused_again() {
+    let dir = TempDir::new().unwrap();
+    drop(open_os(dir.path()));
+    let store = store_with(&dir, 10);
+    let image = crash_image(&store);
+    let log = last_log(image.path());
+    let mut bytes = fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&log, bytes).unwrap();
+    assert!(matches!(open(image.path()), Err(StoreOpenError::Damaged { .. })));
+}
+
+#[test]
+#[should_panic(expected = "only a store that runs with Os")]
+fn a_store_that_syncs_every_commit_writes_nothing_unsynced() {
+    let dir = TempDir::new().unwrap();
+    let _ = open(dir.path()).unwrap().write(batch(0));
 }
 
 /// Not a test of its own: what the killed process of the next one runs.

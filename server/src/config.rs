@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use godwit_core::ids::MAX_PARTITIONS;
 use godwit_core::op;
-use godwit_engine::store::StoreOptions;
+use godwit_engine::store::{Durability, StoreOptions};
 use godwit_net::{LinkClass, PeerAddress, PeerConfig, TlsError, TlsIdentity, TransportConfig};
 use godwit_proto::message::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
@@ -183,6 +183,19 @@ pub enum LogFormat {
 pub struct StorageSection {
     /// Bytes of the cache for blocks, indexes and filters.
     pub cache_bytes: usize,
+    /// When a write is acknowledged.
+    pub durability: DurabilitySetting,
+}
+
+/// When a write is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DurabilitySetting {
+    /// After it is synced to the disk.
+    #[default]
+    Fsync,
+    /// After it is handed to the operating system, which is synced soon after.
+    Os,
 }
 
 /// Why a configuration was refused.
@@ -267,7 +280,10 @@ impl Default for LogSection {
 
 impl Default for StorageSection {
     fn default() -> Self {
-        Self { cache_bytes: StoreOptions::default().block_cache_bytes }
+        Self {
+            cache_bytes: StoreOptions::default().block_cache_bytes,
+            durability: DurabilitySetting::default(),
+        }
     }
 }
 
@@ -276,6 +292,15 @@ impl From<AddressClass> for LinkClass {
         match class {
             AddressClass::Dedicated => Self::Dedicated,
             AddressClass::Public => Self::Public,
+        }
+    }
+}
+
+impl From<DurabilitySetting> for Durability {
+    fn from(setting: DurabilitySetting) -> Self {
+        match setting {
+            DurabilitySetting::Fsync => Self::Fsync,
+            DurabilitySetting::Os => Self::Os,
         }
     }
 }

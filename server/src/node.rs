@@ -12,6 +12,7 @@
 //!   frames in bytes by [`FRAME_ROOM_BYTES`]: so few of them stand before a client's commit that peers which catch up
 //!   do not hold clients up. Beyond that the pump stops taking events, and QUIC stops the peers.
 //! - *A request is answered once or its waiter is told that there will be no answer*, also when the committer fails.
+//! - *Other nodes are told only what is synced*, whatever clients are told: see the header of `driver`.
 //! - *Reads go to snapshots, on threads that may block.* Even a small read may have to wait for the disk, and the
 //!   async threads also move the frames of all links.
 //! - *A failed committer is the end of the node* ([`RunningNode::failed`]): the process should exit with an error.
@@ -158,12 +159,8 @@ impl RunningNode {
         let (transport, events): (Option<TransportHandle>, Option<EventReceiver>) = links.unzip();
         let replies = Arc::new(Replies::default());
         let sink = Sink::new(Arc::clone(&replies), transport.clone());
-        let committer = Committer::spawn(
-            Metered::new(node),
-            store.clone(),
-            move |output| sink.take(output),
-            CommitterOptions::default(),
-        )?;
+        let committer =
+            Committer::spawn(Metered::new(node), store.clone(), sink, CommitterOptions::default())?;
         let links = transport.zip(events).map(|(transport, events)| {
             let pump = tokio::spawn(driver::pump(events, committer.clone()));
             Links { transport, pump }
@@ -229,6 +226,7 @@ impl RunningNode {
             cluster = node.cluster,
             replica = %self.handle.replica(),
             partitions = node.partitions,
+            durability = ?config.storage.durability,
             http = %self.http_addr,
             replication = self.replication_addr().map(tracing::field::display),
             data_dir = %node.data_dir.display(),
@@ -257,7 +255,11 @@ fn listen(config: &Config, options: &StartOptions) -> Result<TcpListener, StartE
 }
 
 fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
-    let options = StoreOptions { block_cache_bytes: config.storage.cache_bytes, ..StoreOptions::default() };
+    let options = StoreOptions {
+        block_cache_bytes: config.storage.cache_bytes,
+        durability: config.storage.durability.into(),
+        ..StoreOptions::default()
+    };
     let store = RocksStore::open(&config.node.data_dir, &options)?;
     let settings = NodeSettings {
         cluster: config.node.cluster.clone(),

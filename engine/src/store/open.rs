@@ -11,6 +11,28 @@
 //! | any | yes | another | refused |
 //! | no | yes | none | not a Godwit store, or a damaged one: refused |
 //!
+//! # Formats
+//!
+//! | format | families |
+//! |---|---|
+//! | 1 | `rows`, `log`, `keys`, `meta` |
+//! | 2 | those, `fields` and `requests` |
+//!
+//! A store of format 1 is brought to 2 when it is opened: the missing families are created, each durable before the
+//! next, and then the format is written. A crash in between leaves format 1 with some of the new families, empty,
+//! and the next opening goes on. The format is written last, so a format 2 that lacks a family has lost it, and is
+//! refused. Which families there are is read without the lock, so it decides only how RocksDB is opened; the format
+//! is read under the lock. A store with families that this version does not know is not opened for writing at all:
+//! it is looked at read-only, to tell a newer format from a stranger.
+//!
+//! # How the log was written
+//!
+//! The end of a log that was written without syncs has to be read differently (the header of [`super`] says why), and
+//! the settings of the last start are not those of this one. So the marker file `GODWIT-UNSYNCED` stands in the
+//! directory from before the first write that is not synced until the store has been opened with
+//! [`Durability::Fsync`]. Opening replays the log and flushes all of it to tables, so nothing of it is read again
+//! when the marker comes or goes.
+//!
 //! Two processes cannot hold one directory: RocksDB locks it (`LOCK`), and the lock goes with the process.
 
 use std::fs::{self, File};
@@ -19,15 +41,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use godwit_core::keys;
-use godwit_core::store::{Batch, Family, StoreError, StoreRead};
-use rocksdb::{Cache, DB, ErrorKind};
+use godwit_core::store::{Batch, Family, StoreError};
+use rocksdb::{Cache, DB, ErrorKind, Options};
 
-use super::{RocksStore, Shared, StoreOptions, options};
+use super::{Durability, RocksStore, Shared, StoreOptions, options};
 
-/// The version of the whole store's layout that this build reads and writes.
-pub const FORMAT_VERSION: u8 = 1;
+/// The version of the whole store's layout that this build writes. It opens stores of format 1, too, and brings them
+/// to this one.
+pub const FORMAT_VERSION: u8 = 2;
+
+/// The format before `fields` and `requests`.
+const FORMAT_1: u8 = 1;
+const ADDED_SINCE_FORMAT_1: [Family; 2] = [Family::Fields, Family::Requests];
 
 const CREATING: &str = "GODWIT-CREATING";
+const UNSYNCED: &str = "GODWIT-UNSYNCED";
 
 /// Why a data directory was not opened. Nothing in it was changed that matters.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +83,8 @@ pub enum StoreOpenError {
     },
     /// Written by a version of Godwit with another layout.
     #[error(
-        "the data directory {} has format version {found}, this godwit reads version {known}: start the godwit \
-         version that wrote it, or a newer one",
+        "the data directory {} has format version {found}, this godwit reads versions up to {known}: start the \
+         godwit version that wrote it, or a newer one",
         path.display()
     )]
     Format {
@@ -64,7 +92,7 @@ pub enum StoreOpenError {
         path: PathBuf,
         /// The version found.
         found: u8,
-        /// The version that this build reads.
+        /// The newest version that this build reads.
         known: u8,
     },
     /// RocksDB found damage.
@@ -107,44 +135,112 @@ pub(super) fn open(path: &Path, options: &StoreOptions) -> Result<RocksStore, St
     create_dir_durably(path)?;
     let marker = path.join(CREATING);
     if !holds_rocksdb_files(path)? && !marker.exists() {
-        File::create(&marker).and_then(|file| file.sync_all()).map_err(io_error("creating", &marker))?;
-        sync_dir(path)?;
+        create_marker(path, &marker)?;
     }
     let creating = marker.exists();
+    let unsynced = path.join(UNSYNCED);
+    let written_with = if unsynced.exists() { Durability::Os } else { Durability::Fsync };
 
     let cache = Cache::new_lru_cache(options.block_cache_bytes);
-    let families = options::families(options, &cache);
-    let db = DB::open_cf_descriptors(&options::database(options, creating), path, families)
+    let present = if creating { Family::ALL.to_vec() } else { families_to_open(path)? };
+    let families = options::families(&present, options, &cache);
+    let mut db = DB::open_cf_descriptors(&options::database(options, creating, written_with), path, families)
         .map_err(|error| open_error(path, &error))?;
-    let store = RocksStore { shared: Arc::new(Shared { db, block_cache: cache, path: path.to_path_buf() }) };
+    let format = check_format(&db, path, creating)?;
+    for family in Family::ALL.into_iter().filter(|family| !present.contains(family)) {
+        if format != Some(FORMAT_1) {
+            let reason = format!("its family {} is missing", family.name());
+            return Err(StoreOpenError::NotGodwit { path: path.to_path_buf(), reason });
+        }
+        db.create_cf(family.name(), &options::of_family(family, options, &cache))
+            .map_err(|error| open_error(path, &error))?;
+    }
+    let store = RocksStore {
+        shared: Arc::new(Shared {
+            db,
+            block_cache: cache,
+            path: path.to_path_buf(),
+            durability: options.durability,
+            written_with,
+        }),
+    };
 
-    check_format(&store, creating)?;
+    if format != Some(FORMAT_VERSION) {
+        let mut batch = Batch::default();
+        batch.put(Family::Meta, keys::FORMAT.to_vec(), vec![FORMAT_VERSION]);
+        let failed = |error: StoreError| StoreOpenError::Failed {
+            path: path.to_path_buf(),
+            reason: error.to_string(),
+        };
+        store.commit(batch).map_err(failed)?;
+    }
+    if let Some(from) = format.filter(|&from| from != FORMAT_VERSION) {
+        tracing::info!(path = %path.display(), from, to = FORMAT_VERSION, "brought the store to a newer format");
+    }
     if creating {
-        fs::remove_file(&marker).map_err(io_error("removing", &marker))?;
-        sync_dir(path)?;
+        remove_marker(path, &marker)?;
+    }
+    match (written_with, options.durability) {
+        (Durability::Fsync, Durability::Os) => create_marker(path, &unsynced)?,
+        (Durability::Os, Durability::Fsync) => remove_marker(path, &unsynced)?,
+        _ => {}
     }
     Ok(store)
 }
 
-fn check_format(store: &RocksStore, creating: bool) -> Result<(), StoreOpenError> {
-    let path = || store.path().to_path_buf();
-    let failed = |error: StoreError| StoreOpenError::Failed { path: path(), reason: error.to_string() };
-    match store.get(Family::Meta, keys::FORMAT).map_err(failed)?.as_deref() {
-        Some(&[FORMAT_VERSION]) => Ok(()),
-        Some(&[found]) => Err(StoreOpenError::Format { path: path(), found, known: FORMAT_VERSION }),
+fn create_marker(dir: &Path, marker: &Path) -> Result<(), StoreOpenError> {
+    File::create(marker).and_then(|file| file.sync_all()).map_err(io_error("creating", marker))?;
+    sync_dir(dir)
+}
+
+fn remove_marker(dir: &Path, marker: &Path) -> Result<(), StoreOpenError> {
+    fs::remove_file(marker).map_err(io_error("removing", marker))?;
+    sync_dir(dir)
+}
+
+/// The families with which to open an instance: all, unless it may be one that lacks those of a later format.
+fn families_to_open(path: &Path) -> Result<Vec<Family>, StoreOpenError> {
+    // Opening says better than listing what is wrong with an instance.
+    let Ok(found) = DB::list_cf(&Options::default(), path) else { return Ok(Family::ALL.to_vec()) };
+    let known = |name: &String| {
+        name == rocksdb::DEFAULT_COLUMN_FAMILY_NAME || Family::ALL.iter().any(|family| family.name() == name)
+    };
+    if !found.iter().all(known) {
+        refuse_newer_format(path, &found)?;
+    }
+    let kept = |family: &Family| {
+        !ADDED_SINCE_FORMAT_1.contains(family) || found.iter().any(|name| name == family.name())
+    };
+    Ok(Family::ALL.into_iter().filter(kept).collect())
+}
+
+/// Refuses an instance with unknown families if its format is newer, and leaves it alone in any case.
+fn refuse_newer_format(path: &Path, found: &[String]) -> Result<(), StoreOpenError> {
+    let meta = Family::Meta.name();
+    // What cannot be looked at is refused by opening it.
+    let Ok(db) = DB::open_cf_for_read_only(&Options::default(), path, found, false) else { return Ok(()) };
+    let Some(meta) = db.cf_handle(meta) else { return Ok(()) };
+    match db.get_cf(meta, keys::FORMAT).ok().flatten().as_deref() {
+        Some(&[found]) if found > FORMAT_VERSION => {
+            Err(StoreOpenError::Format { path: path.to_path_buf(), found, known: FORMAT_VERSION })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The instance's format, one that this build reads; `None` if it is being created.
+fn check_format(db: &DB, path: &Path, creating: bool) -> Result<Option<u8>, StoreOpenError> {
+    let path = path.to_path_buf();
+    let meta = db.cf_handle(Family::Meta.name()).expect("every opening includes this family");
+    match db.get_cf(meta, keys::FORMAT).map_err(|error| open_error(&path, &error))?.as_deref() {
+        Some(&[found @ FORMAT_1..=FORMAT_VERSION]) => Ok(Some(found)),
+        Some(&[found]) => Err(StoreOpenError::Format { path, found, known: FORMAT_VERSION }),
         Some(other) => {
             let reason = format!("the format version has {} bytes instead of one", other.len());
-            Err(StoreOpenError::Damaged { path: path(), reason })
+            Err(StoreOpenError::Damaged { path, reason })
         }
-        None if creating => {
-            let mut batch = Batch::default();
-            batch.put(Family::Meta, keys::FORMAT.to_vec(), vec![FORMAT_VERSION]);
-            store.commit(batch).map_err(failed)
-        }
-        None => {
-            let reason = "it has no format version".to_string();
-            Err(StoreOpenError::NotGodwit { path: path(), reason })
-        }
+        None if creating => Ok(None),
+        None => Err(StoreOpenError::NotGodwit { path, reason: "it has no format version".to_string() }),
     }
 }
 

@@ -40,22 +40,44 @@ pub struct StoreOptions {
     /// Files that RocksDB holds open, at least 64. Default 512, which leaves room for sockets below the usual
     /// limit of 1,024.
     pub open_files_max: u16,
+    /// When a commit is acknowledged. Default [`Durability::Fsync`].
+    pub durability: Durability,
+}
+
+/// When a commit is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After it is synced: what was acknowledged survives a power cut.
+    #[default]
+    Fsync,
+    /// After it is handed to the operating system, and synced soon after: what was acknowledged survives the end of
+    /// the process however it comes, but a power cut or a crash of the system may take the last of it.
+    Os,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { block_cache_bytes: 256 * MIB, write_buffer_bytes: 128 * MIB, open_files_max: 512 }
+        Self {
+            block_cache_bytes: 256 * MIB,
+            write_buffer_bytes: 128 * MIB,
+            open_files_max: 512,
+            durability: Durability::Fsync,
+        }
     }
 }
 
-/// Options of the whole instance. With `create`, a missing instance and missing families are created.
-pub(super) fn database(options: &StoreOptions, create: bool) -> Options {
+/// Options of the whole instance, for a log that was written with some durability. With `create`, a missing instance
+/// and missing families are created.
+pub(super) fn database(options: &StoreOptions, create: bool, written_with: Durability) -> Options {
     let mut database = Options::default();
     database.create_if_missing(create);
     database.create_missing_column_families(create);
     database.set_paranoid_checks(true);
     // The header of `store` says why.
-    database.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    database.set_wal_recovery_mode(match written_with {
+        Durability::Fsync => DBRecoveryMode::TolerateCorruptedTailRecords,
+        Durability::Os => DBRecoveryMode::PointInTime,
+    });
     database.set_track_and_verify_wals_in_manifest(true);
     database.set_max_total_wal_size(WAL_BYTES_MAX);
     database.set_db_write_buffer_size(options.write_buffer_bytes);
@@ -67,16 +89,19 @@ pub(super) fn database(options: &StoreOptions, create: bool) -> Options {
     database
 }
 
-/// The families with their options.
-pub(super) fn families(options: &StoreOptions, cache: &Cache) -> Vec<ColumnFamilyDescriptor> {
-    let mut all = Vec::new();
-    for family in Family::ALL {
-        all.push(ColumnFamilyDescriptor::new(family.name(), of_family(family, options, cache)));
-    }
-    all
+/// Families with their options.
+pub(super) fn families(
+    which: &[Family],
+    options: &StoreOptions,
+    cache: &Cache,
+) -> Vec<ColumnFamilyDescriptor> {
+    let described =
+        |&family| ColumnFamilyDescriptor::new(Family::name(family), of_family(family, options, cache));
+    which.iter().map(described).collect()
 }
 
-fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -> Options {
+/// The options of one family.
+pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(BLOCK_BYTES);
@@ -95,8 +120,9 @@ fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -> Options {
             table.set_whole_key_filtering(false);
             4
         }
-        // Every commit that touches a record without rows asks for its mark in vain.
-        Family::Keys => {
+        // Every commit that touches a record without rows asks for its mark in vain; fields without a note and
+        // requests with a new key are the rule too.
+        Family::Keys | Family::Fields | Family::Requests => {
             table.set_bloom_filter(BLOOM_BITS, false);
             16
         }

@@ -75,6 +75,7 @@ fn what_cannot_work_is_refused_by_name() {
         (&[("# answer_bytes = 16777216", "answer_bytes = 1")], "limits.answer_bytes"),
         (&[("# answers_bytes = 134217728", "answers_bytes = 1")], "limits.answers_bytes"),
         (&[("# cache_bytes = 268435456", "cache_bytes = 10")], "storage.cache_bytes"),
+        (&[("# durability = \"fsync\"", "durability = \"none\"")], "durability"),
         (&[("# filter = \"info\"", "filter = \"a=b=c\"")], "log.filter"),
         (&[("# format = \"text\"", "format = \"xml\"")], "format"),
         (&[("name = \"ap-1\"", "name = \"eu-1\"")], "this node itself"),

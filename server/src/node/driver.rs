@@ -1,6 +1,21 @@
 //! The glue between the machine and the links: outputs to frames, events to inputs, and nothing else.
 //!
 //! It branches on the kind of an input or output, never on what a message means.
+//!
+//! # What may leave before it is synced
+//!
+//! With `durability = "os"` a client is answered before its write is synced, and nobody else is told anything that a
+//! power cut could still undo. So of what the machine releases:
+//!
+//! | output | leaves | because |
+//! |---|---|---|
+//! | `Reply::Committed`, `Reply::Refused` | once written | this is the setting's bargain with clients. Both may rest on writes before that are not synced either: "nothing to change", "not a number" |
+//! | `Reply::Status` | once synced | it lists contexts, and operators and tools compare them with those of other nodes |
+//! | `Send` | once synced | deltas, contexts (which acknowledge deltas, and ask for those missing) and answers to requests all claim what the node has applied |
+//! | `Close` | once synced | it follows what was sent on the link before |
+//! | `Alarm` | once synced | nobody is in a hurry, and what is new waits unless it is listed here |
+//!
+//! Reads of clients go to the store as it is written, synced or not: who was answered must find what it wrote.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +24,10 @@ use bytes::Bytes;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::{Mono, Now};
-use godwit_engine::committer::CommitterHandle;
+use godwit_engine::committer::{self, CommitterHandle, Release};
 use godwit_net::{Event, EventReceiver, RateLimit, SendOutcome, TransportHandle};
 use godwit_proto::node::Alarm;
-use godwit_proto::{Input, LinkId, Node, Output};
+use godwit_proto::{Input, LinkId, Node, Output, Reply};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::replies::Replies;
@@ -121,7 +136,31 @@ impl Sink {
         }
     }
 
-    pub(super) fn take(&self, output: Output) {
+    fn alarm(&self, alarm: &Alarm) {
+        match alarm {
+            Alarm::ClockDrift { replica, ahead_ms } => {
+                if let Some(suppressed) = self.drift.pass() {
+                    tracing::warn!(%replica, ahead_ms, suppressed, "another node's clock is far ahead");
+                }
+            }
+            Alarm::PendingFull { partition } => {
+                if let Some(suppressed) = self.pending.pass() {
+                    tracing::warn!(%partition, suppressed, "no room for commits that wait for others");
+                }
+            }
+        }
+    }
+}
+
+impl committer::Sink<Output> for Sink {
+    fn release(&self, output: &Output) -> Release {
+        match output {
+            Output::Reply { reply: Reply::Committed { .. } | Reply::Refused(_), .. } => Release::Written,
+            _ => Release::Synced,
+        }
+    }
+
+    fn take(&mut self, output: Output) {
         match output {
             Output::Reply { request, reply } => self.replies.answer(request, reply),
             Output::Send { peer, link, message } => {
@@ -141,21 +180,6 @@ impl Sink {
                 }
             }
             Output::Alarm(alarm) => self.alarm(&alarm),
-        }
-    }
-
-    fn alarm(&self, alarm: &Alarm) {
-        match alarm {
-            Alarm::ClockDrift { replica, ahead_ms } => {
-                if let Some(suppressed) = self.drift.pass() {
-                    tracing::warn!(%replica, ahead_ms, suppressed, "another node's clock is far ahead");
-                }
-            }
-            Alarm::PendingFull { partition } => {
-                if let Some(suppressed) = self.pending.pass() {
-                    tracing::warn!(%partition, suppressed, "no room for commits that wait for others");
-                }
-            }
         }
     }
 }

@@ -46,7 +46,7 @@ struct Shared {
     stopping: AtomicBool,
 }
 
-/// A commit that is durable.
+/// A commit that is as durable as the node's setting `storage.durability` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
     /// The partition of the records.

@@ -77,8 +77,13 @@ impl Server {
     }
 
     pub async fn start_with(config: &Path, args: &[&str]) -> Self {
+        Self::start_in(config, args, &[]).await
+    }
+
+    /// With these variables in its environment.
+    pub async fn start_in(config: &Path, args: &[&str], environment: &[(&str, PathBuf)]) -> Self {
         let log = config.with_extension("log");
-        let child = spawn(config, args, &log);
+        let child = spawn(config, args, environment, &log);
         let http = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut server = Self { child, config: config.to_owned(), log, http, client: client() };
         server.http = eventually("the node starts", async || {
@@ -155,7 +160,11 @@ impl Server {
     }
 
     pub fn terminate(&self) {
-        let kill = format!("kill -TERM {}", self.child.id());
+        self.signal("TERM");
+    }
+
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
@@ -204,10 +213,10 @@ pub fn read_all(mut stream: TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-fn spawn(config: &Path, args: &[&str], log: &Path) -> Child {
+fn spawn(config: &Path, args: &[&str], environment: &[(&str, PathBuf)], log: &Path) -> Child {
     let log = File::create(log).unwrap();
     let mut command = godwit();
-    command.arg("serve").arg("--config").arg(config).args(args);
+    command.arg("serve").arg("--config").arg(config).args(args).envs(environment.iter().cloned());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 

@@ -116,12 +116,10 @@ impl<'a, S: StoreRead> Rows<'a, S> {
     pub(super) fn live(&self) -> Result<bool, ReadError> {
         match self.ty {
             FieldType::COUNTER => Ok(self.counter()?.is_some()),
-            FieldType::REGISTER | FieldType::FLAG | FieldType::SET => {
-                match self.counted_size()? {
-                    Some(size) => Ok(size > 0),
-                    None => self.any(&self.range),
-                }
-            }
+            FieldType::REGISTER | FieldType::FLAG | FieldType::SET => match self.counted_size()? {
+                Some(size) => Ok(size > 0),
+                None => self.any(&self.range),
+            },
             // Of a later version: kept and relayed, not read.
             _ => Ok(false),
         }
