@@ -7,6 +7,7 @@
 //! - A store that has data but no identity is damaged and refused: a new replica id would not make it whole.
 
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 
 use godwit_core::codec::{self, CodecError};
 use godwit_core::ids::ReplicaId;
@@ -16,6 +17,9 @@ use godwit_core::store::{Batch, Family, StoreError, StoreRead};
 use crate::store::RocksStore;
 
 const IDENTITY_VERSION: u8 = 1;
+const PLACE_VERSION: u8 = 1;
+/// By which the directory is recognised.
+const PLACE_FILE: &str = "GODWIT-PLACE";
 
 /// What the configuration says about a node. Nothing here is checked but for equality with what is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +43,8 @@ pub struct Identity {
     pub node: String,
     /// The region that the node is in.
     pub region: String,
-    /// Names what this node writes.
+    /// The replica id that the first release wrote under. Later ones take an id for each incarnation, which the protocol's
+    /// machine keeps.
     pub replica: ReplicaId,
     /// Hash partitions of the cluster.
     pub partitions: u16,
@@ -125,6 +130,31 @@ pub fn load_or_create(
         }
         None => create(store, settings, new_replica()),
     }
+}
+
+/// Whether the store stands where its last process left it, as far as can be told: not on a copy of its directory, nor on
+/// one that was restored from files. Notes the place for the next process; durable when this returns.
+///
+/// A file in the directory is recognised by its inode and time of creation, which a copy does not keep. A copy of the
+/// whole disk, and a disk that was rolled back, keep both.
+pub fn is_same_place(store: &RocksStore) -> Result<bool, IdentityError> {
+    let failed = |error: std::io::Error| StoreError::Io(format!("the file {PLACE_FILE}: {error}"));
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(store.path().join(PLACE_FILE))
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let created = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    let place = (metadata.ino(), created.map_or(0, |since| since.as_nanos() as u64));
+    let place = codec::encode(PLACE_VERSION, &place);
+    if store.get(Family::Meta, keys::PLACE)?.as_ref() == Some(&place) {
+        return Ok(true);
+    }
+    let mut batch = Batch::default();
+    batch.put(Family::Meta, keys::PLACE.to_vec(), place);
+    store.commit(batch)?;
+    Ok(false)
 }
 
 fn check(identity: &Identity, settings: &NodeSettings) -> Result<(), IdentityError> {

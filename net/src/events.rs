@@ -26,6 +26,8 @@ pub enum Event {
         link: LinkId,
         /// Where the peer is.
         remote: SocketAddr,
+        /// The wire version that both ends speak, of [`crate::tls::PROTOCOLS`].
+        wire: u8,
         /// The class of the address dialled; `None` on the accepting side, which cannot know.
         class: Option<LinkClass>,
     },

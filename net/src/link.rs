@@ -18,6 +18,7 @@ use crate::framing::{Decoder, PREAMBLE};
 use crate::outbound::OutboundQueue;
 use crate::peer::Peer;
 use crate::sync::{RateLimit, stopped};
+use crate::tls;
 
 /// How much is taken from a stream at once, in bytes.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -144,6 +145,7 @@ pub(crate) struct Context {
 pub(crate) struct Established {
     pub(crate) connection: quinn::Connection,
     pub(crate) class: Option<LinkClass>,
+    pub(crate) wire: u8,
     send: SendStream,
     recv: RecvStream,
 }
@@ -154,6 +156,8 @@ pub(crate) async fn establish(
     class: Option<LinkClass>,
 ) -> Result<Established, LinkEnd> {
     let lost = |error: ConnectionError| LinkEnd::lost(&error);
+    // The handshake fails without a protocol that both ends name.
+    let wire = tls::wire_version(&connection).ok_or_else(|| LinkEnd::protocol("no application protocol"))?;
     let mut send = connection.open_uni().await.map_err(lost)?;
     send.write_all(&PREAMBLE).await.map_err(|error| write_end(&error))?;
     let mut recv = connection.accept_uni().await.map_err(lost)?;
@@ -163,7 +167,7 @@ pub(crate) async fn establish(
         ReadExactError::FinishedEarly(_) => LinkEnd::protocol("the stream ended in its preamble"),
     })?;
     if preamble == PREAMBLE {
-        Ok(Established { connection, class, send, recv })
+        Ok(Established { connection, class, wire, send, recv })
     } else {
         Err(LinkEnd::protocol("the stream does not start with the preamble"))
     }
@@ -200,7 +204,8 @@ pub(crate) async fn run(
     // Before `Up`, so that the consumer may answer it with a send.
     peer.set_up(link, &established, Arc::clone(&outbound));
     info!(peer = peer.name(), %link, %remote, ?class, "link up");
-    let up = Event::Up { peer: peer.name().to_owned(), link, remote, class };
+    let wire = established.wire;
+    let up = Event::Up { peer: peer.name().to_owned(), link, remote, wire, class };
     let cause = match context.events.notice(up).await {
         Ok(()) => serve(context, peer, link, &mut established, &outbound, stop).await,
         Err(ConsumerGone) => Cause::ConsumerGone,

@@ -30,8 +30,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 
-/// The application protocol that both ends must name.
-pub const ALPN: &[u8] = b"godwit/1";
+/// The application protocols, by their wire version, the newest first: both ends take the first that both name.
+pub const PROTOCOLS: [(u8, &[u8]); 2] = [(2, b"godwit/2"), (1, b"godwit/1")];
+
+/// The wire version of a connection; `None` if its ends settled on none of [`PROTOCOLS`].
+pub(crate) fn wire_version(connection: &quinn::Connection) -> Option<u8> {
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+    let agreed = data.protocol?;
+    PROTOCOLS.iter().find(|(_, name)| *name == agreed).map(|(version, _)| *version)
+}
+
+fn alpn() -> Vec<Vec<u8>> {
+    PROTOCOLS.iter().map(|(_, name)| name.to_vec()).collect()
+}
 
 /// Years for which an authority is valid.
 pub const CA_VALIDITY_YEARS: i32 = 20;
@@ -237,7 +248,7 @@ impl TlsIdentity {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = alpn();
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let config = QuicServerConfig::try_from(config).map_err(no_initial_suite)?;
@@ -250,7 +261,7 @@ impl TlsIdentity {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(Arc::clone(&self.roots))
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = alpn();
         config.resumption = rustls::client::Resumption::disabled();
         let config = QuicClientConfig::try_from(config).map_err(no_initial_suite)?;
         Ok(quinn::ClientConfig::new(Arc::new(config)))

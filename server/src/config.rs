@@ -147,6 +147,8 @@ pub struct LimitsSection {
     pub answers_bytes: usize,
     /// Connections.
     pub connections: usize,
+    /// How long an idempotency key is remembered, in milliseconds.
+    pub idempotency_window_ms: u64,
 }
 
 /// The hybrid logical clock.
@@ -262,6 +264,7 @@ impl Default for LimitsSection {
             answer_bytes: 16 * MIB,
             answers_bytes: 128 * MIB,
             connections: 400,
+            idempotency_window_ms: 86_400_000,
         }
     }
 }

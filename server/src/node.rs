@@ -201,6 +201,10 @@ impl RunningNode {
     pub async fn shutdown(self) -> Result<(), StopError> {
         self.handle.stop();
         self.http.shutdown(HTTP_DRAIN_MAX).await;
+        // No commit after this: then the next start may go on with this incarnation.
+        if !self.handle.finish().await {
+            tracing::warn!("the stop is not marked as clean: the next start writes under a new replica id");
+        }
         if let Some(links) = self.links {
             // The peers find out by themselves if they are not told in time.
             if let Err(error) = links.transport.shutdown().await {
@@ -224,7 +228,6 @@ impl RunningNode {
             node = node.name,
             region = node.region,
             cluster = node.cluster,
-            replica = %self.handle.replica(),
             partitions = node.partitions,
             durability = ?config.storage.durability,
             http = %self.http_addr,
@@ -267,27 +270,33 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
         region: config.node.region.clone(),
         partitions: config.node.partitions,
     };
-    let replica = random_replica()?;
+    let replica = ReplicaId(random_u64()?);
     let identity = identity::load_or_create(&store, &settings, || replica)?;
+    let members = config.replication.iter().flat_map(|replication| &replication.peers);
     let node_config = NodeConfig {
         cluster: identity.cluster.clone(),
         node: identity.node.clone(),
         region: identity.region.clone(),
-        replica: identity.replica,
+        members: members.map(|peer| peer.name.clone()).collect(),
+        seed: random_u64()?,
+        same_place: identity::is_same_place(&store)?,
         partitions: identity.partitions,
         limits: config.limits.ops(),
         max_clock_drift_ms: config.clock.max_drift_ms,
+        idempotency_window_ms: config.limits.idempotency_window_ms,
         tuning: Tuning::default(),
     };
-    let node = Node::open(node_config, &store)?;
+    let (node, begins) = Node::open(node_config, &store)?;
+    // Durable, whatever the setting: from here on the data directory is no longer one that was stopped cleanly.
+    store.commit(begins)?;
     Ok((store, identity, node))
 }
 
-fn random_replica() -> Result<ReplicaId, std::io::Error> {
+fn random_u64() -> Result<u64, std::io::Error> {
     let mut bytes = [0; 8];
     let entropy = rustls::crypto::ring::default_provider().secure_random;
     entropy.fill(&mut bytes).map_err(|_| std::io::Error::other("no random numbers"))?;
-    Ok(ReplicaId(u64::from_le_bytes(bytes)))
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// A blocking task ends without a value only by a panic, which goes on here: nothing cancels such tasks while the

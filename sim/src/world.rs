@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use godwit_core::context::{Dot, VersionVector};
+use godwit_core::context::VersionVector;
 use godwit_core::digest;
 use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};

@@ -14,7 +14,7 @@ use godwit_net::{
     TransportConfig, TransportHandle, Wire,
 };
 use godwit_proto::Message;
-use godwit_proto::message::Hello;
+use godwit_proto::message::{Hello, WIRE_VERSION};
 use serde_json::Value;
 use support::{Cluster, Server, WAIT_MAX, eventually, run};
 
@@ -140,13 +140,17 @@ fn hello(cluster: &str, node: &str, partitions: u16) -> Vec<u8> {
         region: "nowhere".to_owned(),
         replica: ReplicaId(0x666),
         partitions,
+        instance: 1,
+        resumes: None,
     };
-    Message::Hello(hello).encode()
+    Message::Hello(hello).encode(WIRE_VERSION).unwrap()
 }
 
 fn deltas(partition: u16, bytes: &[u8]) -> Vec<u8> {
     let deltas = vec![EncodedDelta::from_bytes(bytes)];
-    Message::Deltas { partition: PartitionId(partition), deltas, ends_want: false }.encode()
+    Message::Deltas { partition: PartitionId(partition), deltas, ends_want: false }
+        .encode(WIRE_VERSION)
+        .unwrap()
 }
 
 #[tokio::test]
@@ -172,8 +176,18 @@ async fn junk_over_a_good_link_closes_that_link_only() {
         vec![good(), deltas(0, b"junk")],
         vec![good(), deltas(0, &[])],
         vec![good(), deltas(60_000, b"junk")],
-        vec![good(), Message::Want { partition: PartitionId(60_000), context: vector.clone() }.encode()],
-        vec![good(), Message::Contexts { complete: true, contexts: vec![(PartitionId(9), vector)] }.encode()],
+        vec![
+            good(),
+            Message::Want { partition: PartitionId(60_000), context: vector.clone() }
+                .encode(WIRE_VERSION)
+                .unwrap(),
+        ],
+        vec![
+            good(),
+            Message::Contexts { complete: true, contexts: vec![(PartitionId(9), vector)] }
+                .encode(WIRE_VERSION)
+                .unwrap(),
+        ],
     ];
     let mut vandal = Vandal::start(&cluster, "a");
     for (i, frames) in junk.iter().enumerate() {
@@ -190,19 +204,27 @@ async fn junk_over_a_good_link_closes_that_link_only() {
     vandal.transport.shutdown().await.unwrap();
 }
 
-/// What the log says when the committer fails, and that the process does not outlive it.
+/// A peer that knows more of a node's commits than the node itself: the data directory is older than what was told from it.
 #[tokio::test]
-async fn a_node_whose_data_is_older_than_what_its_peers_have_stops() {
+async fn a_node_whose_data_is_older_than_what_its_peers_have_writes_under_a_new_id() {
     let cluster = Cluster::new(&["a", VANDAL]);
-    let mut a = cluster.start("a").await;
+    let a = cluster.start("a").await;
     a.put("/v1/ns/k/f", "1").await.json();
-    let nodes = a.cluster().await;
-    let own = nodes["nodes"].as_array().unwrap().iter().find(|node| node["name"] == "a").unwrap();
-    let replica = ReplicaId(u64::from_str_radix(own["replica"].as_str().unwrap(), 16).unwrap());
-    let vector: VersionVector = [Dot { replica, counter: 1_000 }].into_iter().collect();
+    let before = replica(&a).await;
+    let vector: VersionVector = [Dot { replica: before, counter: 1_000 }].into_iter().collect();
     let contexts = Message::Contexts { complete: true, contexts: vec![(PartitionId(0), vector)] };
     let mut vandal = Vandal::start(&cluster, "a");
-    vandal.provoke("a", &[hello("test", VANDAL, 8), contexts.encode()]).await;
-    assert_eq!(a.exit_status().await.code(), Some(1), "{}", a.log());
-    assert!(a.log().contains("older than what it has told others"), "{}", a.log());
+    let frames = [hello("test", VANDAL, 8), contexts.encode(WIRE_VERSION).unwrap(), b"junk".to_vec()];
+    vandal.provoke("a", &frames).await;
+    assert_ne!(replica(&a).await, before);
+    assert!(a.log().contains("writes under a new replica id"), "{}", a.log());
+    a.put("/v1/ns/k/f", "2").await.json();
+    vandal.transport.shutdown().await.unwrap();
+}
+
+/// The id under which a node writes.
+async fn replica(node: &Server) -> ReplicaId {
+    let nodes = node.cluster().await;
+    let own = nodes["nodes"].as_array().unwrap().iter().find(|node| node["name"] == "a").unwrap();
+    ReplicaId(u64::from_str_radix(own["replica"].as_str().unwrap(), 16).unwrap())
 }

@@ -243,8 +243,9 @@ async fn context_of(server: &Server, replica: &str) -> BTreeMap<String, u64> {
 /// itself hold of a's commits, each alone.
 async fn peer_and_own(cluster: &Cluster, disk: &Disk) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
     let (a, mut b) = (disk.start(&cluster.config("a")).await, cluster.start("b").await);
-    let replica = replica_of(&a.cluster().await, "a");
     add(&a, "x", 0..100).await;
+    // Its first write settles under which id it writes.
+    let replica = replica_of(&a.cluster().await, "a");
     converged(&[&a, &b]).await;
     let before = context_of(&b, &replica).await;
     disk.hold_syncs();

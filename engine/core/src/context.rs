@@ -234,6 +234,18 @@ impl Seen {
         Self { vector, cloud: BTreeSet::new() }
     }
 
+    /// What a client has seen after a commit: what it said it had, and the commit; or, if it did not say or some operation
+    /// acted on more, all that its node has applied.
+    pub fn after(said: Option<Self>, commit: Option<Dot>, context: VersionVector) -> Self {
+        match said {
+            Some(mut seen) => {
+                commit.into_iter().for_each(|dot| seen.insert(dot));
+                seen
+            }
+            None => Self::all_of(context),
+        }
+    }
+
     /// What is seen without gaps.
     pub fn vector(&self) -> &VersionVector {
         &self.vector

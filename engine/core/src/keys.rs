@@ -200,6 +200,9 @@ pub const CLOCK: &[u8] = b"clock";
 /// The node's incarnation, in `meta`.
 pub const INCARNATION: &[u8] = b"incarnation";
 
+/// Where the data directory stands, in `meta`.
+pub const PLACE: &[u8] = b"place";
+
 /// What was last heard of the process of a peer, in `meta`.
 pub fn instance(peer: &str) -> Vec<u8> {
     [b"instance/", peer.as_bytes()].concat()

@@ -1,6 +1,6 @@
 //! Operations of clients, their limits, and why a commit is refused.
 
-use crate::context::{Dot, Seen, VersionVector};
+use crate::context::Seen;
 use crate::delta::RequestKey;
 use crate::ids::{Field, Member, RecordId};
 use crate::json::Json;
@@ -101,17 +101,9 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// What a client has seen of the partition after a commit on these terms: what it said it had, and the commit; or all
-    /// that the node has, if it did not say or one of the operations acted on that.
-    pub fn seen_after(&self, writes: &[Write], commit: Option<Dot>, context: VersionVector) -> Seen {
-        match &self.seen {
-            Some(seen) if writes.iter().flat_map(|write| &write.ops).all(Op::acts_on_seen) => {
-                let mut seen = seen.clone();
-                commit.into_iter().for_each(|dot| seen.insert(dot));
-                seen
-            }
-            _ => Seen::all_of(context),
-        }
+    /// Whether the client says what it has seen, and every operation acts on that and on nothing else.
+    pub fn acts_on_seen(&self, writes: &[Write]) -> bool {
+        self.seen.is_some() && writes.iter().flat_map(|write| &write.ops).all(Op::acts_on_seen)
     }
 }
 

@@ -99,6 +99,7 @@ impl Incarnation {
     pub(crate) fn open(
         store: &impl StoreRead,
         batch: &mut Batch,
+        node: &str,
         seed: u64,
         same_place: bool,
         has_members: bool,
@@ -111,7 +112,7 @@ impl Incarnation {
             .transpose()
             .map_err(StoreError::damaged("meta: incarnation"))?;
         let resumed = last.filter(|last| last.clean && same_place);
-        let replica = resumed.map_or_else(|| ReplicaId(rng.draw()), |last| last.replica);
+        let replica = resumed.map_or_else(|| ReplicaId::of_node(node, rng.draw()), |last| last.replica);
         let question = |last: Record| Question {
             follows: last.instance,
             since: None,
@@ -312,7 +313,7 @@ impl Node {
         why: &'static str,
     ) -> Result<(), StoreError> {
         let from = self.replica();
-        let replica = ReplicaId(self.incarnation.rng.draw());
+        let replica = ReplicaId::of_node(&self.config.node, self.incarnation.rng.draw());
         self.incarnation.replica = replica;
         self.partitions.iter_mut().for_each(|partition| partition.reincarnate(replica));
         step.outputs.push(Output::Alarm(Alarm::Reincarnated { from, to: replica, why }));

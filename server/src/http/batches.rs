@@ -17,7 +17,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Key, Namespace, RecordId};
-use godwit_core::op::Reason;
+use godwit_core::op::{Reason, Terms};
 use godwit_core::partition::CommitError;
 use godwit_core::read;
 use godwit_engine::store::Snapshot;
@@ -196,7 +196,7 @@ async fn commit_all(
         let writes = std::mem::take(&mut commit.writes);
         // What the body takes is given back commit by commit.
         let share = room.as_mut().and_then(|room| room.split(room.num_permits() / (count - i)));
-        tried.push((commit, Box::pin(api.node.commit_holding(writes, share))));
+        tried.push((commit, Box::pin(api.node.commit_holding(writes, Terms::default(), share))));
     }
     // The first poll of each submits it.
     let mut outcomes: Vec<Option<Result<Committed, CommitFailure>>> = vec![None; count];
@@ -253,7 +253,15 @@ mod tests {
         assert_eq!(plan.commits.len(), 5, "each in a partition of its own");
         let outcomes = plan.commits.into_iter().zip(outcomes).map(|(commit, outcome)| {
             let partition = commit.partition;
-            (commit, outcome.map(|()| Committed { partition, commit: None }))
+            (
+                commit,
+                outcome.map(|()| Committed {
+                    partition,
+                    commit: None,
+                    repeated: false,
+                    seen: Default::default(),
+                }),
+            )
         });
         let (verdict, writes) = judge(&plan.keys, outcomes.collect());
         (verdict, serde_json::to_value(writes).unwrap())

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
-use godwit_core::op::{Op, Write};
+use godwit_core::op::{Op, Terms, Write};
 use godwit_core::read;
 use godwit_engine::store::Snapshot;
 
@@ -72,7 +72,7 @@ pub(super) async fn put(
     let value = Json::parse(&body.text)?;
     drop(body.text);
     let write = Write { record, ops: vec![Op::Set { field, value }] };
-    let committed = api.node.commit_holding(vec![write], body.room).await;
+    let committed = api.node.commit_holding(vec![write], Terms::default(), body.room).await;
     let committed = committed.map_err(|failure| Problem::from(failure).at_no_op())?;
     respond::json(&CommittedBody::from(committed))
 }

@@ -37,10 +37,14 @@ pub enum Kind {
     RequestTimeout,
     /// A live field of that name has another type.
     TypeMismatch,
+    /// A removal over increments that the client has not seen.
+    StaleSeen,
     /// Beyond a limit.
     TooLarge,
     /// The body is not JSON.
     UnsupportedMediaType,
+    /// An idempotency key that was used for something else.
+    IdempotencyKeyReused,
     /// The node has too much to do.
     Overloaded,
     /// A defect, or a failed disk.
@@ -78,7 +82,7 @@ struct Limit {
 
 impl Kind {
     /// All kinds, by status.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::InvalidName,
         Self::UnknownOp,
@@ -87,8 +91,10 @@ impl Kind {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::TypeMismatch,
+        Self::StaleSeen,
         Self::TooLarge,
         Self::UnsupportedMediaType,
+        Self::IdempotencyKeyReused,
         Self::Overloaded,
         Self::Internal,
         Self::Stopping,
@@ -105,8 +111,10 @@ impl Kind {
             Self::MethodNotAllowed => "method-not-allowed",
             Self::RequestTimeout => "request-timeout",
             Self::TypeMismatch => "type-mismatch",
+            Self::StaleSeen => "stale-seen",
             Self::TooLarge => "too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::IdempotencyKeyReused => "idempotency-key-reused",
             Self::Overloaded => "overloaded",
             Self::Internal => "internal",
             Self::Stopping => "stopping",
@@ -124,8 +132,10 @@ impl Kind {
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request took too long to arrive",
             Self::TypeMismatch => "The field has another type",
+            Self::StaleSeen => "The token does not cover what is to be removed",
             Self::TooLarge => "A limit is exceeded",
             Self::UnsupportedMediaType => "The body must be JSON",
+            Self::IdempotencyKeyReused => "The idempotency key was used for another request",
             Self::Overloaded => "The node has too much to do",
             Self::Internal => "The node failed",
             Self::Stopping => "The node is stopping",
@@ -141,9 +151,10 @@ impl Kind {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TypeMismatch => StatusCode::CONFLICT,
+            Self::TypeMismatch | Self::StaleSeen => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
@@ -308,6 +319,7 @@ impl From<CommitError> for Problem {
         let CommitError::Refused { refusal, .. } = error else {
             return match error {
                 CommitError::Store(error) => Self::internal(&error, Applied::Unknown),
+                reused @ CommitError::KeyReused => Self::new(Kind::IdempotencyKeyReused, reused.to_string()),
                 // Requests are made of writes that go together, so the others do not come up.
                 other => Self::new(Kind::Malformed, other.to_string()),
             };
@@ -316,6 +328,7 @@ impl From<CommitError> for Problem {
         let too_large = |name, max| Self::too_large(name, max, detail.clone());
         let problem = match refusal.reason {
             Reason::TypeMismatch { .. } => Self::new(Kind::TypeMismatch, detail),
+            Reason::StaleSeen { .. } => Self::new(Kind::StaleSeen, detail),
             Reason::ValueTooLarge { max, .. } => too_large("value", max),
             Reason::TooManyFields { max } => too_large("fields", max),
             Reason::TooManyOps { max, .. } => too_large("ops", max),

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::RecordId;
-use godwit_core::op::{Op, Write};
+use godwit_core::op::{Op, Terms, Write};
 use godwit_core::read::{self, FieldView};
 
 use super::problem::{Kind, Problem};
@@ -45,7 +45,7 @@ pub(super) async fn patch(
     let ops = ops::parse(&body.text, api.node.limits())?;
     drop(body.text);
     let write = Write { record: record.clone(), ops };
-    let committed = api.node.commit_holding(vec![write], body.room).await?;
+    let committed = api.node.commit_holding(vec![write], Terms::default(), body.room).await?;
     if !returns_record {
         return respond::json(&CommittedBody::from(committed));
     }

@@ -95,8 +95,8 @@ pub(super) async fn pump(mut events: EventReceiver, committer: CommitterHandle<S
     let link = |link: godwit_net::LinkId| LinkId(link.0);
     while let Some(event) = events.recv().await {
         let submission = match event {
-            Event::Up { peer, link: id, .. } => {
-                Submission { input: Input::Up { peer, link: link(id) }, room: None }
+            Event::Up { peer, link: id, wire, .. } => {
+                Submission { input: Input::Up { peer, link: link(id), wire }, room: None }
             }
             Event::Down { peer, link: id, .. } => {
                 Submission { input: Input::Down { peer, link: link(id) }, room: None }
@@ -143,6 +143,15 @@ impl Sink {
                     tracing::warn!(%replica, ahead_ms, suppressed, "another node's clock is far ahead");
                 }
             }
+            Alarm::Reincarnated { from, to, why } => {
+                tracing::warn!(%from, %to, why, "the node writes under a new replica id");
+            }
+            Alarm::TwoProcesses { node } => {
+                tracing::error!(
+                    node,
+                    "two live processes run as this node: the later one is refused, stop one"
+                );
+            }
             Alarm::PendingFull { partition } => {
                 if let Some(suppressed) = self.pending.pass() {
                     tracing::warn!(%partition, suppressed, "no room for commits that wait for others");
@@ -163,9 +172,17 @@ impl committer::Sink<Output> for Sink {
     fn take(&mut self, output: Output) {
         match output {
             Output::Reply { request, reply } => self.replies.answer(request, reply),
-            Output::Send { peer, link, message } => {
+            Output::Send { peer, link, wire, message } => {
                 let Some(transport) = &self.transport else { return };
-                let frame = Bytes::from(message.encode());
+                let Some(frame) = message.encode(wire).map(Bytes::from) else {
+                    let message = message.name();
+                    return tracing::error!(
+                        peer,
+                        wire,
+                        message,
+                        "a message is beyond the link's wire version"
+                    );
+                };
                 let bytes = frame.len();
                 match transport.send(&peer, godwit_net::LinkId(link.0), frame) {
                     // The machine hears of a link's end by its `Down`.

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use godwit_core::context::Dot;
+use godwit_core::context::{Dot, Seen};
 use godwit_core::ids::{PartitionId, ReplicaId};
-use godwit_core::op::Write;
+use godwit_core::op::{Terms, Write};
 use godwit_core::partition::CommitError;
 use godwit_core::read::ReadError;
 use godwit_core::store::StoreError;
@@ -41,18 +41,22 @@ struct Shared {
     replies: Arc<Replies>,
     gate: Arc<StoreGate>,
     transport: Option<TransportHandle>,
-    /// Regions of replicas, as far as they were ever told: they never change.
-    regions: Mutex<BTreeMap<ReplicaId, String>>,
+    /// Regions of nodes, as far as they were ever told: they never change.
+    regions: Mutex<BTreeMap<String, String>>,
     stopping: AtomicBool,
 }
 
 /// A commit that is as durable as the node's setting `storage.durability` has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// The partition of the records.
     pub partition: PartitionId,
     /// The commit and its stamp; `None` if there was nothing to change.
     pub commit: Option<(Dot, Hlc)>,
+    /// Whether it had been made before, under the same idempotency key.
+    pub repeated: bool,
+    /// What the client has seen of the partition now.
+    pub seen: Seen,
 }
 
 /// Why a commit was not acknowledged.
@@ -114,7 +118,7 @@ impl NodeHandle {
     ) -> Self {
         let peers = config.replication.iter().flat_map(|replication| &replication.peers);
         let peers = peers.map(|peer| peer.name.clone()).collect();
-        let regions = BTreeMap::from([(identity.replica, identity.region.clone())]);
+        let regions = BTreeMap::from([(identity.node.clone(), identity.region.clone())]);
         Self(Arc::new(Shared {
             identity,
             limits: config.limits.clone(),
@@ -126,11 +130,6 @@ impl NodeHandle {
             regions: Mutex::new(regions),
             stopping: AtomicBool::new(false),
         }))
-    }
-
-    /// The id under which the node writes.
-    pub fn replica(&self) -> ReplicaId {
-        self.0.identity.replica
     }
 
     /// The number of partitions of the cluster.
@@ -155,19 +154,26 @@ impl NodeHandle {
 
     /// Commits writes to records of one partition, atomically. `Ok` means durable.
     pub async fn commit(&self, writes: Vec<Write>) -> Result<Committed, CommitFailure> {
-        self.commit_holding(writes, None).await
+        self.commit_holding(writes, Terms::default(), None).await
     }
 
     /// The same; the permit for what the writes take in memory goes with them, whether or not the caller waits.
     pub(crate) async fn commit_holding(
         &self,
         writes: Vec<Write>,
+        terms: Terms,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<Committed, CommitFailure> {
-        let reply = self.ask(|request| Input::Commit { request, writes }, room).await;
+        let acts_on_seen = terms.acts_on_seen(&writes);
+        let said = terms.seen.clone().filter(|_| acts_on_seen);
+        let reply = self.ask(|request| Input::Commit { request, writes, terms }, room).await;
         match reply? {
-            Reply::Committed { partition, commit } => Ok(Committed { partition, commit }),
+            Reply::Committed { partition, commit, repeated, context } => {
+                let seen = Seen::after(said, commit.map(|(dot, _)| dot), context);
+                Ok(Committed { partition, commit, repeated, seen })
+            }
             Reply::Refused(error) => Err(error.into()),
+            Reply::Stopping => Err(Stopped.into()),
             Reply::Status(_) => unreachable!("a commit is answered as one"),
         }
     }
@@ -176,7 +182,9 @@ impl NodeHandle {
     pub async fn status(&self) -> Result<Status, CommitFailure> {
         match self.ask(|request| Input::Status { request }, None).await? {
             Reply::Status(status) => Ok(*status),
-            Reply::Committed { .. } | Reply::Refused(_) => unreachable!("a question is answered as one"),
+            Reply::Stopping | Reply::Committed { .. } | Reply::Refused(_) => {
+                unreachable!("a question is answered as one")
+            }
         }
     }
 
@@ -208,10 +216,13 @@ impl NodeHandle {
         }
     }
 
-    /// The regions of replicas: those that are known.
+    /// The regions of replicas, past incarnations too: those whose node this one has ever been linked with.
     pub async fn regions(&self, replicas: &[ReplicaId]) -> BTreeMap<ReplicaId, String> {
-        let known = |regions: &BTreeMap<ReplicaId, String>| {
-            let region = |replica: &ReplicaId| Some((*replica, regions.get(replica)?.clone()));
+        let known = |regions: &BTreeMap<String, String>| {
+            let region = |replica: &ReplicaId| {
+                let (_, region) = regions.iter().find(|(node, _)| replica.may_be_of(node))?;
+                Some((*replica, region.clone()))
+            };
             replicas.iter().filter_map(region).collect::<BTreeMap<_, _>>()
         };
         let found = known(&self.0.regions.lock().unwrap_or_else(PoisonError::into_inner));
@@ -221,14 +232,18 @@ impl NodeHandle {
         // Without an answer the reader gets what is known: this only decorates.
         let Ok(status) = self.status().await else { return found };
         let mut regions = self.0.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = status.peers.into_values();
-        regions.extend(peers.filter_map(|peer| Some((peer.replica?, peer.region?))));
+        regions.extend(status.peers.into_iter().filter_map(|(node, peer)| Some((node, peer.region?))));
         known(&regions)
     }
 
     /// Whether the node takes requests: it has not been told to stop, and has not failed.
     pub fn is_ready(&self) -> bool {
         !self.0.stopping.load(Ordering::Relaxed) && !self.0.replies.is_closed()
+    }
+
+    /// Marks in the store that the node stops cleanly; nothing is committed afterwards. Tells whether that is durable.
+    pub(super) async fn finish(&self) -> bool {
+        matches!(self.ask(|request| Input::Stop { request }, None).await, Ok(Reply::Stopping))
     }
 
     pub(super) fn stop(&self) {

@@ -85,7 +85,12 @@ mod tests {
     use godwit_core::ids::PartitionId;
 
     fn committed() -> Reply {
-        Reply::Committed { partition: PartitionId(1), commit: None }
+        Reply::Committed {
+            partition: PartitionId(1),
+            commit: None,
+            repeated: false,
+            context: Default::default(),
+        }
     }
 
     #[tokio::test]
