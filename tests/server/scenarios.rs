@@ -53,7 +53,7 @@ const NOT_YET: [(&str, &str); 14] = [
 const ELSEWHERE: [(&str, &str); 3] = [
     (
         "assignment-by-a-clock-behind",
-        "a node takes the system's clock, which no test sets: the simulator sets its clocks, hours off, and holds every read against the specification",
+        "a node takes the system's clock, which no test sets: the simulator sets its clocks, up to an hour off, and holds every read against the specification",
     ),
     (
         "k2v-error-may-have-applied",
