@@ -12,12 +12,13 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Arguments for the demo: make demo ARGS=--help
 ARGS ?=
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint bench
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
 	@echo 'make test   run every test, as CI does'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
+	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
 	@echo 'make setup  install what a build needs and this machine lacks'
 
 setup:
@@ -38,3 +39,7 @@ lint: setup
 	else \
 		echo 'cargo-deny is not installed: bans, licenses and sources not checked (cargo install cargo-deny --locked)'; \
 	fi
+
+# A profile of its own: the first run compiles RocksDB once more.
+bench: setup
+	cargo bench --workspace --locked --bench ratios
