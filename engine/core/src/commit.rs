@@ -22,7 +22,16 @@ use crate::op::{Limits, Op, Reason, Refusal, Terms, Write};
 use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
 
-/// Evaluates one write: `own` is the commit's dot, `context` what the node has applied. `None` if it changes nothing.
+/// What a write changes.
+#[derive(Debug)]
+pub struct Evaluated {
+    /// The change; `None` if there is none.
+    pub change: Option<RecordDelta>,
+    /// Whether the record has rows already, and so a mark.
+    pub is_marked: bool,
+}
+
+/// Evaluates one write: `own` is the commit's dot, `context` what the node has applied.
 pub fn evaluate(
     store: &impl StoreRead,
     partition: PartitionId,
@@ -31,10 +40,10 @@ pub fn evaluate(
     context: &VersionVector,
     terms: &Terms,
     limits: &Limits,
-) -> Result<Option<RecordDelta>, EvaluateError> {
+) -> Result<Evaluated, EvaluateError> {
     check_sizes(write, limits)?;
     let prefix = keys::record_prefix(partition, &write.record);
-    let mut edit = RecordEdit::new(store, prefix, own, context, terms);
+    let mut edit = RecordEdit::new(store, prefix, own, context, terms)?;
     for (op, operation) in write.ops.iter().enumerate() {
         let refuse = |reason| EvaluateError::Refused(Refusal { op, reason });
         if let Some((field, ty)) = operation.target() {
@@ -46,7 +55,7 @@ pub fn evaluate(
         }
         edit.apply(operation)?.map_err(refuse)?;
     }
-    Ok(edit.finish(&write.record))
+    Ok(Evaluated { is_marked: edit.has_rows(), change: edit.finish(&write.record) })
 }
 
 /// What folding changes of a counter: of its sums, and of those keyed increments whose window has ended.
@@ -60,7 +69,7 @@ pub fn fold(
     context: &VersionVector,
 ) -> Result<Option<RecordDelta>, StoreError> {
     let terms = Terms::default();
-    let mut edit = RecordEdit::new(store, keys::record_prefix(partition, record), own, context, &terms);
+    let mut edit = RecordEdit::new(store, keys::record_prefix(partition, record), own, context, &terms)?;
     if ty == FieldType::KEYED {
         edit.fold_keyed(field, slots)?;
     } else {

@@ -28,7 +28,7 @@ use std::ops::{Bound, ControlFlow};
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
-use crate::commit::{self, EvaluateError};
+use crate::commit::{self, EvaluateError, Evaluated};
 use crate::context::{Dot, DotRanges, VersionVector};
 use crate::delta::{Delta, EncodedDelta, MAX_DELTA_BYTES, RecordDelta, Request};
 use crate::ids::{PartitionId, ReplicaId};
@@ -257,13 +257,18 @@ impl Partition {
         }
         let dot = self.next_dot();
         let mut records: Vec<RecordDelta> = Vec::new();
+        let mut marked: Vec<bool> = Vec::new();
         for (write, asked) in writes.iter().enumerate() {
             let refused = |refusal| CommitError::Refused { write, refusal };
             if writes[..write].iter().any(|earlier| earlier.record == asked.record) {
                 return Err(CommitError::RecordTwice { write });
             }
             match commit::evaluate(txn, self.id, asked, dot, &self.meta.context, terms, limits) {
-                Ok(record) => records.extend(record),
+                Ok(Evaluated { change: Some(record), is_marked }) => {
+                    records.push(record);
+                    marked.push(is_marked);
+                }
+                Ok(Evaluated { change: None, .. }) => {}
                 Err(EvaluateError::Refused(refusal)) => return Err(refused(refusal)),
                 Err(EvaluateError::Store(error)) => return Err(error.into()),
             }
@@ -277,7 +282,7 @@ impl Partition {
         }
         let hlc = stamp();
         let requests = terms.request.map(|id| Request { namespace, id, dot, hlc });
-        self.commit_records(txn, records, requests.into_iter().collect(), hlc, oldest_ms)
+        self.commit_records(txn, records, &marked, requests.into_iter().collect(), hlc, oldest_ms)
             .map(Committed::Applied)
     }
 
@@ -294,7 +299,7 @@ impl Partition {
         let Some(delta) = commit::fold(txn, self.id, counter, &slots, dot, &self.meta.context)? else {
             return Ok(None);
         };
-        match self.commit_records(txn, vec![delta], Vec::new(), stamp(), 0) {
+        match self.commit_records(txn, vec![delta], &[true], Vec::new(), stamp(), 0) {
             Ok(applied) => Ok(Some(applied)),
             Err(CommitError::Store(error)) => Err(error),
             Err(refused) => Err(StoreError::Inconsistent(format!("a fold cannot be made: {refused}"))),
@@ -310,6 +315,7 @@ impl Partition {
         &mut self,
         txn: &mut Txn<'_, S>,
         mut records: Vec<RecordDelta>,
+        marked: &[bool],
         requests: Vec<Request>,
         hlc: Hlc,
         oldest_ms: u64,
@@ -330,7 +336,7 @@ impl Partition {
             return Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } });
         }
         self.news = VersionVector::new();
-        Ok(self.apply(txn, &delta, encoded, oldest_ms)?)
+        Ok(self.apply(txn, &delta, encoded, marked, oldest_ms)?)
     }
 
     /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait, `oldest_ms` the time
@@ -355,7 +361,7 @@ impl Partition {
         if let Err(error) = self.check_past(&delta) {
             return Ok(Received::Refused(error));
         }
-        let mut applied = vec![self.apply(txn, &delta, encoded, oldest_ms)?];
+        let mut applied = vec![self.apply(txn, &delta, encoded, &[], oldest_ms)?];
         // Each round takes at least one out, so this ends with what is pending.
         while let Some(next) = self.next_pending() {
             let Some(pending) = self.take_pending(next) else { break };
@@ -366,7 +372,7 @@ impl Partition {
                 Delta::decode(&pending.encoded).and_then(|delta| self.check_past(&delta).map(|()| delta));
             // What is refused now is forgotten; when it comes again, its sender is told.
             if let Ok(delta) = delta {
-                applied.push(self.apply(txn, &delta, pending.encoded, oldest_ms)?);
+                applied.push(self.apply(txn, &delta, pending.encoded, &[], oldest_ms)?);
             }
         }
         Ok(Received::Applied(applied))
@@ -422,12 +428,14 @@ impl Partition {
         Some(taken)
     }
 
-    /// Applies a delta that is next: rows, marks, idempotency keys, log, context.
+    /// Applies a delta that is next: rows, marks, idempotency keys, log, context. `marked` tells, as far as it goes, of which of
+    /// its records it is known that they have a mark.
     fn apply<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         delta: &Delta,
         encoded: EncodedDelta,
+        marked: &[bool],
         oldest_ms: u64,
     ) -> Result<Applied, StoreError> {
         assert!(
@@ -440,6 +448,7 @@ impl Partition {
             own: self.replica,
             before: &self.meta.context,
             clear_rows: self.sizes.clear_rows,
+            marked,
         };
         self.has_jobs |= apply::apply(txn, &place, delta)?;
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {

@@ -116,8 +116,8 @@ pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -
     let memtable_share = match family {
         Family::Rows => {
             result.set_prefix_extractor(SliceTransform::create_fixed_prefix(RECORD_PREFIX_BYTES));
+            // Of records, for their ranges, and of rows: most members that are added are not there, and are looked up.
             table.set_bloom_filter(BLOOM_BITS, false);
-            table.set_whole_key_filtering(false);
             4
         }
         // Every commit that touches a record without rows asks for its mark in vain; fields without a note and

@@ -18,6 +18,14 @@ use crate::types::{Unit, counter, keyed, presence, register};
 /// ago and is not swept yet. Beyond it the field is taken to be empty, so an operation of another type is let through.
 const LIVES_ROWS_MAX: usize = 65_536;
 
+/// The first rows of a record, read at once: all that there is of most records, so that a commit to one of those asks the
+/// store a single time.
+const SAMPLE_ROWS: usize = 16;
+
+/// The most replicas whose rows of one slot are looked up one by one: filters then tell of an absent row without
+/// reading a block. With more, the slot's range is read.
+const POINT_READS_MAX: usize = 8;
+
 /// The record as the commit leaves it so far.
 pub(super) struct RecordEdit<'s, S> {
     store: &'s S,
@@ -26,6 +34,10 @@ pub(super) struct RecordEdit<'s, S> {
     /// What the node has applied.
     context: &'s VersionVector,
     terms: &'s Terms,
+    /// The record's first rows with their keys, dead ones too.
+    sample: Vec<(Vec<u8>, Row)>,
+    /// Whether those are all.
+    is_whole: bool,
     /// Fields looked at.
     fields: BTreeMap<Field, FieldEdit>,
     /// Whether those are all that have rows.
@@ -78,9 +90,24 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         own: Dot,
         context: &'s VersionVector,
         terms: &'s Terms,
-    ) -> Self {
+    ) -> Result<Self, StoreError> {
+        let (mut sample, mut is_whole) = (Vec::new(), true);
+        each_stored_row(store, &prefix, &prefix, &keys::after_prefix(&prefix), |key, row| {
+            if sample.len() == SAMPLE_ROWS {
+                is_whole = false;
+                return ControlFlow::Break(());
+            }
+            sample.push((key.to_vec(), row));
+            ControlFlow::Continue(())
+        })?;
         let fields = BTreeMap::new();
-        Self { store, prefix, own, context, terms, fields, all_fields: false, deleted: false }
+        let (all_fields, deleted) = (false, false);
+        Ok(Self { store, prefix, own, context, terms, sample, is_whole, fields, all_fields, deleted })
+    }
+
+    /// Whether the record has rows stored.
+    pub(super) fn has_rows(&self) -> bool {
+        !self.sample.is_empty()
     }
 
     /// Applies an operation whose type fits.
@@ -298,7 +325,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             let end = keys::after_prefix(&range);
             let mut edit = FieldEdit::default();
             let mut from = range;
-            while let Some((key, _)) = self.store.first(Family::Rows, &from, &end)? {
+            while let Some(key) = self.first(&from, &end)? {
                 let (_, ty, _) =
                     keys::parse_field(&self.prefix, &key).map_err(StoreError::damaged("rows"))?;
                 let prefix = keys::type_prefix(&self.prefix, field, ty);
@@ -320,7 +347,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         }
         let end = keys::after_prefix(&self.prefix);
         let mut from = self.prefix.clone();
-        while let Some((key, _)) = self.store.first(Family::Rows, &from, &end)? {
+        while let Some(key) = self.first(&from, &end)? {
             let (field, _, _) = keys::parse_field(&self.prefix, &key).map_err(StoreError::damaged("rows"))?;
             self.field(&field)?;
             from = keys::after_prefix(&keys::field_prefix(&self.prefix, &field));
@@ -367,11 +394,21 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let Some(edit) = self.fields.get(field).and_then(|edit| edit.types.get(&ty)) else {
             return Ok(false);
         };
+        let is_alive = |row: &Row| {
+            let killed = edit.units.get(&row.slot).is_some_and(|unit| unit.kills(&row.slot, row.dot));
+            !killed && !self.is_gone(edit, row.dot)
+        };
         let from = match &edit.alive {
             Alive::None => return Ok(false),
             _ if !edit.stored => return Ok(false),
             Alive::From(key) => key,
-            Alive::Unknown => &range,
+            Alive::Unknown => {
+                let mut sample = self.sample.iter().filter(|(key, _)| key.starts_with(&range));
+                if sample.any(|(_, row)| is_alive(row)) {
+                    return Ok(true);
+                }
+                &range
+            }
         };
         let mut alive = Alive::None;
         let mut looked_at = 0;
@@ -380,10 +417,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             if looked_at == LIVES_ROWS_MAX {
                 return ControlFlow::Break(());
             }
-            if self.is_gone(edit, row.dot) {
-                return ControlFlow::Continue(());
-            }
-            if edit.units.get(&row.slot).is_some_and(|unit| unit.kills(&row.slot, row.dot)) {
+            if !is_alive(&row) {
                 return ControlFlow::Continue(());
             }
             alive = Alive::From(key.to_vec());
@@ -399,10 +433,23 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         range.extend_from_slice(slot);
         let edit = self.fields.get(field).and_then(|edit| edit.types.get(&ty));
         let mut rows = Vec::new();
-        self.each_row(&range, &keys::after_prefix(&range), |_, row| {
+        let mut take = |row: Row| {
             if edit.is_none_or(|edit| !self.is_gone(edit, row.dot)) {
                 rows.push(row);
             }
+        };
+        let by_replica = !ty.keyed_by_dot() && !ty.holds_sums();
+        if by_replica && !self.is_whole && self.context.len() <= POINT_READS_MAX {
+            for dot in self.context.iter() {
+                let key = keys::row_key(&self.prefix, field, ty, slot, dot);
+                if let Some(value) = self.store.get(Family::Rows, &key)? {
+                    take(keys::parse_row(&self.prefix, &key, &value).map_err(StoreError::damaged("rows"))?);
+                }
+            }
+            return Ok(rows);
+        }
+        self.each_row(&range, &keys::after_prefix(&range), |_, row| {
+            take(row);
             ControlFlow::Continue(())
         })?;
         Ok(rows)
@@ -414,26 +461,51 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         edit.dead.covers(dot) || seen.is_some_and(|seen| seen.vector().covers(dot))
     }
 
+    /// The first key of a range.
+    fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let sampled = self.sample.iter().map(|(key, _)| key).find(|key| key.as_slice() >= from);
+        match sampled {
+            Some(key) => Ok(Some(key.clone()).filter(|key| key.as_slice() < to)),
+            None if self.is_whole => Ok(None),
+            None => Ok(self.store.first(Family::Rows, from, to)?.map(|(key, _)| key)),
+        }
+    }
+
     fn each_row(
         &self,
         from: &[u8],
         to: &[u8],
         mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let mut outcome = Ok(());
-        self.store.scan(Family::Rows, from, to, &mut |key, value| match keys::parse_row(
-            &self.prefix,
-            key,
-            value,
-        ) {
-            Ok(row) => visit(key, row),
-            Err(error) => {
-                outcome = Err(StoreError::damaged("rows")(error));
-                ControlFlow::Break(())
+        if !self.is_whole {
+            return each_stored_row(self.store, &self.prefix, from, to, visit);
+        }
+        let within = self.sample.iter().filter(|(key, _)| (from..to).contains(&key.as_slice()));
+        for (key, row) in within {
+            if visit(key, row.clone()).is_break() {
+                break;
             }
-        })?;
-        outcome
+        }
+        Ok(())
     }
+}
+
+fn each_stored_row(
+    store: &impl StoreRead,
+    prefix: &[u8],
+    from: &[u8],
+    to: &[u8],
+    mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let mut outcome = Ok(());
+    store.scan(Family::Rows, from, to, &mut |key, value| match keys::parse_row(prefix, key, value) {
+        Ok(row) => visit(key, row),
+        Err(error) => {
+            outcome = Err(StoreError::damaged("rows")(error));
+            ControlFlow::Break(())
+        }
+    })?;
+    outcome
 }
 
 fn unit_lives(unit: &Unit) -> bool {

@@ -31,6 +31,8 @@ pub(super) struct Place<'a> {
     pub(super) before: &'a VersionVector,
     /// Rows of a field that a clear looks at, and removes at once if there are no more.
     pub(super) clear_rows: usize,
+    /// Of which of the delta's records it is known that they have a mark; the others are looked up.
+    pub(super) marked: &'a [bool],
 }
 
 /// Applies a delta's records. Tells whether that left a job to do.
@@ -41,7 +43,7 @@ pub(super) fn apply<S: StoreRead>(
 ) -> Result<bool, StoreError> {
     let overlaps = delta.dots.overlaps(place.before);
     let mut has_job = false;
-    for record in &delta.records {
+    for (i, record) in delta.records.iter().enumerate() {
         let prefix = keys::record_prefix(place.partition, &record.record);
         let mut change = Change {
             txn: &mut *txn,
@@ -49,6 +51,7 @@ pub(super) fn apply<S: StoreRead>(
             prefix,
             dots: &delta.dots,
             overlaps,
+            is_marked: place.marked.get(i) == Some(&true),
             wrote: false,
             removed: false,
             has_job: false,
@@ -109,6 +112,7 @@ struct Change<'a, 't, S> {
     prefix: Vec<u8>,
     dots: &'a DotRanges,
     overlaps: bool,
+    is_marked: bool,
     wrote: bool,
     removed: bool,
     has_job: bool,
@@ -118,13 +122,15 @@ impl<S: StoreRead> Change<'_, '_, S> {
     fn apply(&mut self, delta: &RecordDelta) -> Result<(), StoreError> {
         delta.clears.iter().try_for_each(|clear| self.clear(clear))?;
         delta.fields.iter().try_for_each(|field| self.field(field))?;
-        if self.wrote {
+        if !self.wrote {
+            if self.removed {
+                unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
+            }
+        } else if !self.is_marked {
             let mark = keys::key_mark(&delta.record);
             if self.txn.get(Family::Keys, &mark)?.is_none() {
                 self.txn.put(Family::Keys, mark, KEY_MARK.to_vec());
             }
-        } else if self.removed {
-            unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
         }
         Ok(())
     }
