@@ -17,7 +17,6 @@ use edit::RecordEdit;
 use crate::context::{Dot, VersionVector};
 use crate::delta::RecordDelta;
 use crate::ids::{Field, PartitionId, RecordId};
-use crate::keys;
 use crate::op::{Limits, Op, Reason, Refusal, Terms, Write};
 use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
@@ -31,19 +30,29 @@ pub struct Evaluated {
     pub is_marked: bool,
 }
 
-/// Evaluates one write: `own` is the commit's dot, `context` what the node has applied.
+/// Where and when a commit is made.
+#[derive(Debug, Clone, Copy)]
+pub struct At<'a> {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The commit's dot.
+    pub own: Dot,
+    /// What the node has applied.
+    pub context: &'a VersionVector,
+    /// Whether some field of the partition may have a state (see [`crate::fields`]).
+    pub has_states: bool,
+}
+
+/// Evaluates one write.
 pub fn evaluate(
     store: &impl StoreRead,
-    partition: PartitionId,
+    at: At<'_>,
     write: &Write,
-    own: Dot,
-    context: &VersionVector,
     terms: &Terms,
     limits: &Limits,
 ) -> Result<Evaluated, EvaluateError> {
     check_sizes(write, limits)?;
-    let prefix = keys::record_prefix(partition, &write.record);
-    let mut edit = RecordEdit::new(store, prefix, own, context, terms)?;
+    let mut edit = RecordEdit::new(store, &write.record, at, terms)?;
     for (op, operation) in write.ops.iter().enumerate() {
         let refuse = |reason| EvaluateError::Refused(Refusal { op, reason });
         if let Some((field, ty)) = operation.target() {
@@ -62,14 +71,12 @@ pub fn evaluate(
 /// `None` if there is nothing to fold. See [`crate::types::counter::fold`] and [`crate::types::keyed`].
 pub fn fold(
     store: &impl StoreRead,
-    partition: PartitionId,
+    at: At<'_>,
     (record, field, ty): (&RecordId, &Field, FieldType),
     slots: &[Vec<u8>],
-    own: Dot,
-    context: &VersionVector,
 ) -> Result<Option<RecordDelta>, StoreError> {
     let terms = Terms::default();
-    let mut edit = RecordEdit::new(store, keys::record_prefix(partition, record), own, context, &terms)?;
+    let mut edit = RecordEdit::new(store, record, at, &terms)?;
     if ty == FieldType::KEYED {
         edit.fold_keyed(field, slots)?;
     } else {

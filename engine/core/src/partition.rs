@@ -28,7 +28,7 @@ use std::ops::{Bound, ControlFlow};
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
-use crate::commit::{self, EvaluateError, Evaluated};
+use crate::commit::{self, At, EvaluateError, Evaluated};
 use crate::context::{Dot, DotRanges, VersionVector};
 use crate::delta::{Delta, EncodedDelta, MAX_DELTA_BYTES, RecordDelta, Request};
 use crate::ids::{PartitionId, ReplicaId};
@@ -90,6 +90,8 @@ pub struct Partition {
     pending: BTreeMap<Dot, Pending>,
     pending_bytes: usize,
     has_jobs: bool,
+    /// Whether some field may have a state: in most partitions none has.
+    has_states: bool,
     /// Where the next job is looked for.
     job_turn: Option<Vec<u8>>,
 }
@@ -164,6 +166,8 @@ impl Partition {
         });
         let mut news = meta.context.clone();
         news.remove(replica);
+        let states = keys::partition_prefix(id);
+        let has_states = store.first(Family::Fields, &states, &keys::after_prefix(&states))?.is_some();
         Ok(Self {
             id,
             replica,
@@ -173,6 +177,7 @@ impl Partition {
             pending: BTreeMap::new(),
             pending_bytes: 0,
             has_jobs: true,
+            has_states,
             job_turn: None,
         })
     }
@@ -263,7 +268,7 @@ impl Partition {
             if writes[..write].iter().any(|earlier| earlier.record == asked.record) {
                 return Err(CommitError::RecordTwice { write });
             }
-            match commit::evaluate(txn, self.id, asked, dot, &self.meta.context, terms, limits) {
+            match commit::evaluate(txn, self.at(dot), asked, terms, limits) {
                 Ok(Evaluated { change: Some(record), is_marked }) => {
                     records.push(record);
                     marked.push(is_marked);
@@ -296,7 +301,7 @@ impl Partition {
         let Fold { record, field, ty, slots, jobs } = fold;
         jobs.into_iter().for_each(|job| txn.delete(Family::Meta, job));
         let (dot, counter) = (self.next_dot(), (&record, &field, ty));
-        let Some(delta) = commit::fold(txn, self.id, counter, &slots, dot, &self.meta.context)? else {
+        let Some(delta) = commit::fold(txn, self.at(dot), counter, &slots)? else {
             return Ok(None);
         };
         match self.commit_records(txn, vec![delta], &[true], Vec::new(), stamp(), 0) {
@@ -304,6 +309,10 @@ impl Partition {
             Err(CommitError::Store(error)) => Err(error),
             Err(refused) => Err(StoreError::Inconsistent(format!("a fold cannot be made: {refused}"))),
         }
+    }
+
+    fn at(&self, own: Dot) -> At<'_> {
+        At { partition: self.id, own, context: &self.meta.context, has_states: self.has_states }
     }
 
     fn next_dot(&self) -> Dot {
@@ -448,9 +457,12 @@ impl Partition {
             own: self.replica,
             before: &self.meta.context,
             clear_rows: self.sizes.clear_rows,
+            has_states: self.has_states,
             marked,
         };
-        self.has_jobs |= apply::apply(txn, &place, delta)?;
+        let left = apply::apply(txn, &place, delta)?;
+        self.has_jobs |= left.job;
+        self.has_states |= left.state;
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {
             let Request { namespace, id, dot, hlc } = request;
             let counters = if dot.replica == self.replica { self.counters(delta) } else { Vec::new() };

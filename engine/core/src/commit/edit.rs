@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use super::At;
 use crate::context::{Dot, VersionVector};
 use crate::delta::{Clear, FieldDelta, Kill, RecordDelta, RowWrite};
 use crate::fields::FieldState;
@@ -34,6 +35,8 @@ pub(super) struct RecordEdit<'s, S> {
     /// What the node has applied.
     context: &'s VersionVector,
     terms: &'s Terms,
+    /// Whether some field of the partition has a state.
+    has_states: bool,
     /// The record's first rows with their keys, dead ones too.
     sample: Vec<(Vec<u8>, Row)>,
     /// Whether those are all.
@@ -49,6 +52,8 @@ pub(super) struct RecordEdit<'s, S> {
 #[derive(Default)]
 struct FieldEdit {
     types: BTreeMap<FieldType, TypeEdit>,
+    /// Whether those are all that have rows.
+    all_types: bool,
     /// Whether rows were taken by a clear's scope.
     cleared: bool,
     /// Whether some type lives, if that is known.
@@ -86,11 +91,12 @@ enum Alive {
 impl<'s, S: StoreRead> RecordEdit<'s, S> {
     pub(super) fn new(
         store: &'s S,
-        prefix: Vec<u8>,
-        own: Dot,
-        context: &'s VersionVector,
+        record: &RecordId,
+        at: At<'s>,
         terms: &'s Terms,
     ) -> Result<Self, StoreError> {
+        let At { partition, own, context, has_states } = at;
+        let prefix = keys::record_prefix(partition, record);
         let (mut sample, mut is_whole) = (Vec::new(), true);
         each_stored_row(store, &prefix, &prefix, &keys::after_prefix(&prefix), |key, row| {
             if sample.len() == SAMPLE_ROWS {
@@ -102,7 +108,19 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         })?;
         let fields = BTreeMap::new();
         let (all_fields, deleted) = (false, false);
-        Ok(Self { store, prefix, own, context, terms, sample, is_whole, fields, all_fields, deleted })
+        Ok(Self {
+            store,
+            prefix,
+            own,
+            context,
+            terms,
+            has_states,
+            sample,
+            is_whole,
+            fields,
+            all_fields,
+            deleted,
+        })
     }
 
     /// Whether the record has rows stored.
@@ -185,6 +203,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         wanted: FieldType,
     ) -> Result<Result<(), Reason>, StoreError> {
         if self.type_lives(field, wanted)? {
+            self.fields.entry(field.clone()).or_default().lives = Some(true);
             return Ok(Ok(()));
         }
         Ok(match self.first_live_type(field)? {
@@ -195,7 +214,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
 
     /// Whether the field has a live value.
     pub(super) fn field_lives(&mut self, field: &Field) -> Result<bool, StoreError> {
-        if let Some(lives) = self.field(field)?.lives {
+        if let Some(lives) = self.fields.get(field).and_then(|edit| edit.lives) {
             return Ok(lives);
         }
         let lives = self.first_live_type(field)?.is_some();
@@ -307,38 +326,54 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
 
     /// The unit of a slot, read at its first use, to be changed.
     fn unit(&mut self, field: &Field, ty: FieldType, slot: &[u8]) -> Result<&mut Unit, StoreError> {
-        let edit = self.field(field)?.types.entry(ty).or_default();
+        let edit = self.stored_type(field, ty)?;
         if !edit.units.contains_key(slot) {
             let rows = if edit.stored { self.stored_rows(field, ty, slot)? } else { Vec::new() };
-            let edit = self.field(field)?.types.entry(ty).or_default();
-            edit.units.insert(slot.to_vec(), Unit::new(rows));
+            self.stored_type(field, ty)?.units.insert(slot.to_vec(), Unit::new(rows));
         }
-        let edit = self.field(field)?;
+        let edit = self.fields.entry(field.clone()).or_default();
         edit.lives = None;
         Ok(edit.types.entry(ty).or_default().units.entry(slot.to_vec()).or_default())
     }
 
-    /// A field, with the types that have rows stored: one seek a type, at its first use.
+    /// A field, with all the types that have rows stored: a seek each, at its first use.
     fn field(&mut self, field: &Field) -> Result<&mut FieldEdit, StoreError> {
-        if !self.fields.contains_key(field) {
+        if self.fields.get(field).is_none_or(|edit| !edit.all_types) {
             let range = keys::field_prefix(&self.prefix, field);
             let end = keys::after_prefix(&range);
-            let mut edit = FieldEdit::default();
             let mut from = range;
+            let mut found = Vec::new();
             while let Some(key) = self.first(&from, &end)? {
                 let (_, ty, _) =
                     keys::parse_field(&self.prefix, &key).map_err(StoreError::damaged("rows"))?;
-                let prefix = keys::type_prefix(&self.prefix, field, ty);
-                let state = if ty.holds_sums() { None } else { FieldState::read(self.store, &prefix)? };
-                // Where all is known to be swept or cleared, nothing is looked for.
-                let stored = state.as_ref().is_none_or(|state| state.counted_size() != Some(0));
-                let dead = state.map(|state| state.dead).unwrap_or_default();
-                edit.types.insert(ty, TypeEdit { stored, dead, ..TypeEdit::default() });
-                from = keys::after_prefix(&prefix);
+                self.stored_type(field, ty)?;
+                found.push(ty);
+                from = keys::after_prefix(&keys::type_prefix(&self.prefix, field, ty));
             }
-            self.fields.insert(field.clone(), edit);
+            let edit = self.fields.entry(field.clone()).or_default();
+            edit.all_types = true;
+            for (_, ty) in edit.types.iter_mut().filter(|(ty, _)| !found.contains(ty)) {
+                ty.stored = false;
+            }
         }
         Ok(self.fields.entry(field.clone()).or_default())
+    }
+
+    /// A type of a field, with what is known of it without looking at its rows: it may have some, unless all types were
+    /// looked for and it was not found.
+    fn stored_type(&mut self, field: &Field, ty: FieldType) -> Result<&mut TypeEdit, StoreError> {
+        let known = self.fields.get(field).is_some_and(|edit| edit.all_types || edit.types.contains_key(&ty));
+        if !known {
+            let prefix = keys::type_prefix(&self.prefix, field, ty);
+            let keeps_state = self.has_states && !ty.holds_sums();
+            let state = if keeps_state { FieldState::read(self.store, &prefix)? } else { None };
+            // Where all is known to be swept or cleared, nothing is looked for.
+            let stored = state.as_ref().is_none_or(|state| state.counted_size() != Some(0));
+            let dead = state.map(|state| state.dead).unwrap_or_default();
+            let edit = TypeEdit { stored, dead, ..TypeEdit::default() };
+            self.fields.entry(field.clone()).or_default().types.insert(ty, edit);
+        }
+        Ok(self.fields.entry(field.clone()).or_default().types.entry(ty).or_default())
     }
 
     fn load_all_fields(&mut self) -> Result<(), StoreError> {
@@ -367,23 +402,18 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     }
 
     fn type_lives(&mut self, field: &Field, ty: FieldType) -> Result<bool, StoreError> {
-        if ty == FieldType::COUNTER && self.type_lives(field, FieldType::KEYED)? {
-            return Ok(true);
-        }
-        if !self.field(field)?.types.contains_key(&ty) {
-            return Ok(false);
-        }
         if ty == FieldType::COUNTER {
             let own = self.own.replica;
             let unit = self.unit(field, ty, &[])?;
-            return counter::lives(unit, own).map_err(StoreError::damaged("rows: counter"));
+            let sums = counter::lives(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+            return Ok(sums || self.type_lives(field, FieldType::KEYED)?);
         }
-        let edit = self.field(field)?.types.entry(ty).or_default();
+        let edit = self.stored_type(field, ty)?;
         let known = edit.living_slot.as_ref().and_then(|slot| edit.units.get(slot));
         if known.is_some_and(unit_lives) || self.stored_row_lives(field, ty)? {
             return Ok(true);
         }
-        let edit = self.field(field)?.types.entry(ty).or_default();
+        let edit = self.stored_type(field, ty)?;
         edit.living_slot = edit.units.iter().find(|(_, unit)| unit_lives(unit)).map(|(slot, _)| slot.clone());
         Ok(edit.living_slot.is_some())
     }
@@ -424,7 +454,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             ControlFlow::Break(())
         })?;
         let lives = matches!(alive, Alive::From(_));
-        self.field(field)?.types.entry(ty).or_default().alive = alive;
+        self.stored_type(field, ty)?.alive = alive;
         Ok(lives)
     }
 

@@ -31,18 +31,29 @@ pub(super) struct Place<'a> {
     pub(super) before: &'a VersionVector,
     /// Rows of a field that a clear looks at, and removes at once if there are no more.
     pub(super) clear_rows: usize,
+    /// Whether some field may have a state.
+    pub(super) has_states: bool,
     /// Of which of the delta's records it is known that they have a mark; the others are looked up.
     pub(super) marked: &'a [bool],
 }
 
-/// Applies a delta's records. Tells whether that left a job to do.
+/// What applying a delta left.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Left {
+    /// A job to do.
+    pub(super) job: bool,
+    /// The state of a field.
+    pub(super) state: bool,
+}
+
+/// Applies a delta's records.
 pub(super) fn apply<S: StoreRead>(
     txn: &mut Txn<'_, S>,
     place: &Place<'_>,
     delta: &Delta,
-) -> Result<bool, StoreError> {
+) -> Result<Left, StoreError> {
     let overlaps = delta.dots.overlaps(place.before);
-    let mut has_job = false;
+    let mut left = Left { job: false, state: place.has_states };
     for (i, record) in delta.records.iter().enumerate() {
         let prefix = keys::record_prefix(place.partition, &record.record);
         let mut change = Change {
@@ -54,12 +65,12 @@ pub(super) fn apply<S: StoreRead>(
             is_marked: place.marked.get(i) == Some(&true),
             wrote: false,
             removed: false,
-            has_job: false,
+            left,
         };
         change.apply(record)?;
-        has_job |= change.has_job;
+        left = change.left;
     }
-    Ok(has_job)
+    Ok(left)
 }
 
 /// Removes a record's mark, and what is kept about its fields, if it has no row any more.
@@ -115,7 +126,7 @@ struct Change<'a, 't, S> {
     is_marked: bool,
     wrote: bool,
     removed: bool,
-    has_job: bool,
+    left: Left,
 }
 
 impl<S: StoreRead> Change<'_, '_, S> {
@@ -157,7 +168,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
     }
 
     fn clear_type(&mut self, range: &[u8], seen: &VersionVector) -> Result<(), StoreError> {
-        let state = FieldState::read(self.txn, range)?;
+        let state = if self.left.state { FieldState::read(self.txn, range)? } else { None };
         let mut taken = Vec::new();
         let mut slots_left: BTreeSet<Vec<u8>> = BTreeSet::new();
         let mut rows = 0;
@@ -178,7 +189,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
             state.clear(seen, seen.covers_all(self.place.before));
             state.write(self.txn, range);
             self.txn.put(Family::Meta, keys::job(range, &[]), Vec::new());
-            self.has_job = true;
+            self.left = Left { job: true, state: true };
             return Ok(());
         }
         self.removed |= !taken.is_empty();
@@ -193,7 +204,8 @@ impl<S: StoreRead> Change<'_, '_, S> {
     fn field(&mut self, delta: &FieldDelta) -> Result<(), StoreError> {
         let range = keys::type_prefix(&self.prefix, &delta.field, delta.ty);
         // Sums are neither swept nor counted.
-        let state = if delta.ty.holds_sums() { None } else { FieldState::read(self.txn, &range)? };
+        let keeps_state = self.left.state && !delta.ty.holds_sums();
+        let state = if keeps_state { FieldState::read(self.txn, &range)? } else { None };
         let slots = if state.is_some() || self.overlaps { touched(delta) } else { BTreeSet::new() };
         let mut present_before = Vec::new();
         if let Some(state) = &state {
@@ -266,7 +278,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
             {
                 // Somebody cleared what this node counted: it will fold that in.
                 self.txn.put(Family::Meta, keys::job(range, &[]), Vec::new());
-                self.has_job = true;
+                self.left.job = true;
             }
         }
         Ok(())

@@ -74,6 +74,7 @@ impl Partition {
             None => FieldState::to_be_counted(),
         };
         state.write(txn, &range);
+        self.has_states = true;
         txn.put(Family::Meta, keys::job(&range, &[]), Vec::new());
         self.has_jobs = true;
         Ok(())
