@@ -76,7 +76,7 @@ struct TypeEdit {
     alive: Alive,
 }
 
-/// What is known of the stored rows of a type: a commit only ever kills more of them.
+/// What is known of the stored rows of a type: but for removals by what a client has seen, a commit only ever kills more.
 #[derive(Default)]
 enum Alive {
     /// Not looked at.
@@ -150,10 +150,12 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             Op::Disable { field } => {
                 let slot = presence::FLAG_SLOT;
                 presence::remove(self.unit(field, FieldType::FLAG, slot)?, slot, sees);
+                self.look_again(field, FieldType::FLAG)?;
             }
             Op::Add { field, members } => self.each_member(field, members, presence::add)?,
             Op::Remove { field, members } => {
                 self.each_member(field, members, |unit, slot| presence::remove(unit, slot, sees))?;
+                self.look_again(field, FieldType::SET)?;
             }
             Op::Clear { field } => return self.clear_field(field),
             Op::Delete => {
@@ -168,6 +170,14 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// A removal by what the client has seen keeps rows that this commit had removed: what lives has to be found anew.
+    fn look_again(&mut self, field: &Field, ty: FieldType) -> Result<(), StoreError> {
+        if self.terms.seen.is_some() {
+            self.field(field)?.types.entry(ty).or_default().alive = Alive::Unknown;
+        }
+        Ok(())
     }
 
     /// Folds what is cleared of the own sum.
@@ -317,6 +327,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                     for unit in ty.units.values_mut() {
                         unit.clear(|dot| seen.vector().covers(dot));
                         unit.kill(|dot| seen.covers(dot));
+                        unit.keep(|dot| !seen.covers(dot));
                     }
                 }
             }

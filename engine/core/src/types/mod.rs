@@ -62,6 +62,13 @@ impl Unit {
         self.kill_where(|_, dot| condition(dot));
     }
 
+    /// Keeps rows seen after all that an earlier operation of this commit removed.
+    pub fn keep(&mut self, condition: impl Fn(Dot) -> bool) {
+        for row in &mut self.seen {
+            row.killed &= !condition(row.dot);
+        }
+    }
+
     /// Whether a row seen is still there.
     pub fn any_seen_alive(&self) -> bool {
         self.seen.iter().any(|row| !row.killed)

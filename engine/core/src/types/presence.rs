@@ -38,8 +38,10 @@ pub fn add(unit: &mut Unit, slot: &[u8]) {
     unit.write(slot.to_vec(), Vec::new());
 }
 
-/// Makes the slot absent, as far as the client has seen.
+/// Makes the slot absent, as far as the client has seen. Rows that it has not seen stay, also those for which an earlier
+/// addition of this commit was to stand.
 pub fn remove(unit: &mut Unit, slot: &[u8], sees: impl Fn(Dot) -> bool) {
-    unit.kill(sees);
+    unit.kill(&sees);
+    unit.keep(|dot| !sees(dot));
     unit.unwrite(slot);
 }
