@@ -132,12 +132,22 @@ pub fn load_or_create(
     }
 }
 
-/// Whether the store stands where its last process left it, as far as can be told: not on a copy of its directory, nor on
-/// one that was restored from files. Notes the place for the next process; durable when this returns.
+/// Where a data directory stands.
+#[derive(Debug)]
+pub struct Place {
+    /// Whether its last process used this very directory, as far as can be told.
+    pub is_same: bool,
+    /// What is to be stored under [`keys::PLACE`] for the next process, in the batch that removes the last one's mark of
+    /// a clean stop: a copy that is stopped between the two would pass for the original.
+    pub note: Vec<u8>,
+}
+
+/// Looks whether the store stands where its last process left it: not on a copy of its directory, nor on one that was
+/// restored from files.
 ///
 /// A file in the directory is recognised by its inode and time of creation, which a copy does not keep. A copy of the
 /// whole disk, and a disk that was rolled back, keep both.
-pub fn is_same_place(store: &RocksStore) -> Result<bool, IdentityError> {
+pub fn place(store: &RocksStore) -> Result<Place, IdentityError> {
     let failed = |error: std::io::Error| StoreError::Io(format!("the file {PLACE_FILE}: {error}"));
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -147,14 +157,8 @@ pub fn is_same_place(store: &RocksStore) -> Result<bool, IdentityError> {
     let metadata = file.metadata().map_err(failed)?;
     let created = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
     let place = (metadata.ino(), created.map_or(0, |since| since.as_nanos() as u64));
-    let place = codec::encode(PLACE_VERSION, &place);
-    if store.get(Family::Meta, keys::PLACE)?.as_ref() == Some(&place) {
-        return Ok(true);
-    }
-    let mut batch = Batch::default();
-    batch.put(Family::Meta, keys::PLACE.to_vec(), place);
-    store.commit(batch)?;
-    Ok(false)
+    let note = codec::encode(PLACE_VERSION, &place);
+    Ok(Place { is_same: store.get(Family::Meta, keys::PLACE)?.as_ref() == Some(&note), note })
 }
 
 fn check(identity: &Identity, settings: &NodeSettings) -> Result<(), IdentityError> {

@@ -25,6 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_core::ids::ReplicaId;
+use godwit_core::keys;
+use godwit_core::store::Family;
 use godwit_engine::committer::{Committer, CommitterHandle, CommitterOptions, Failure};
 use godwit_engine::identity::{self, Identity, IdentityError, NodeSettings};
 use godwit_engine::store::{RocksStore, StoreOpenError, StoreOptions};
@@ -272,6 +274,7 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
     };
     let replica = ReplicaId(random_u64()?);
     let identity = identity::load_or_create(&store, &settings, || replica)?;
+    let place = identity::place(&store)?;
     let members = config.replication.iter().flat_map(|replication| &replication.peers);
     let node_config = NodeConfig {
         cluster: identity.cluster.clone(),
@@ -279,16 +282,19 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
         region: identity.region.clone(),
         members: members.map(|peer| peer.name.clone()).collect(),
         seed: random_u64()?,
-        same_place: identity::is_same_place(&store)?,
+        same_place: place.is_same,
         partitions: identity.partitions,
         limits: config.limits.ops(),
         max_clock_drift_ms: config.clock.max_drift_ms,
         idempotency_window_ms: config.limits.idempotency_window_ms,
         tuning: Tuning::default(),
     };
-    let (node, begins) = Node::open(node_config, &store)?;
+    let (node, mut begins) = Node::open(node_config, &store)?;
+    begins.put(Family::Meta, keys::PLACE.to_vec(), place.note);
     // Durable, whatever the setting: from here on the data directory is no longer one that was stopped cleanly.
     store.commit(begins)?;
+    let (replica, asks) = (node.replica(), node.asks_to_resume());
+    tracing::info!(%replica, asks, "writes under this replica id, once its peers confirm it if it asks them");
     Ok((store, identity, node))
 }
 

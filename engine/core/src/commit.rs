@@ -18,7 +18,6 @@ use crate::context::{Dot, VersionVector};
 use crate::delta::RecordDelta;
 use crate::ids::{Field, PartitionId, RecordId};
 use crate::op::{Limits, Op, Reason, Refusal, Terms, Write};
-use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
 
 /// What a write changes.
@@ -41,6 +40,8 @@ pub struct At<'a> {
     pub context: &'a VersionVector,
     /// Whether some field of the partition may have a state (see [`crate::fields`]).
     pub has_states: bool,
+    /// The time before which idempotency keys no longer count, in milliseconds since 1970.
+    pub oldest_ms: u64,
 }
 
 /// Evaluates one write.
@@ -67,21 +68,16 @@ pub fn evaluate(
     Ok(Evaluated { is_marked: edit.has_rows(), change: edit.finish(&write.record) })
 }
 
-/// What folding changes of a counter: of its sums, and of those keyed increments whose window has ended.
-/// `None` if there is nothing to fold. See [`crate::types::counter::fold`] and [`crate::types::keyed`].
+/// What folding changes of a counter's sums; `None` if there is nothing to fold. See [`crate::types::counter::fold`].
 pub fn fold(
     store: &impl StoreRead,
     at: At<'_>,
-    (record, field, ty): (&RecordId, &Field, FieldType),
-    slots: &[Vec<u8>],
+    record: &RecordId,
+    field: &Field,
 ) -> Result<Option<RecordDelta>, StoreError> {
     let terms = Terms::default();
     let mut edit = RecordEdit::new(store, record, at, &terms)?;
-    if ty == FieldType::KEYED {
-        edit.fold_keyed(field, slots)?;
-    } else {
-        edit.fold_sums(field)?;
-    }
+    edit.fold_sums(field)?;
     Ok(edit.finish(record))
 }
 

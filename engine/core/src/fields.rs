@@ -10,7 +10,7 @@
 //! - a row whose dot is covered by [`FieldState::dead`] does not exist for any reader, nor for a commit;
 //! - no live row is ever written under a dot that `dead` covers: a dot is covered only after its delta was applied, and
 //!   a delta is applied once;
-//! - while a survey is under way, the slots before its cursor hold no dead rows, and [`FieldState::counted_size`] counts
+//! - while a survey is under way, the slots before its cursor hold no dead rows, and its tally counts
 //!   them; when it ends nothing is dead any more.
 
 use bincode::{Decode, Encode};
@@ -28,9 +28,9 @@ pub struct FieldState {
     pub dead: VersionVector,
     /// The pass over the rows that removes dead ones and counts the others, if it has not ended.
     pub survey: Option<Survey>,
-    /// Slots present: before the survey's cursor, or all.
-    size: u64,
-    /// Whether somebody asked for the size, so that it is worth keeping.
+    /// Of the slots before the survey's cursor, or of all.
+    tally: Tally,
+    /// Whether the tally is worth keeping: somebody asked for the size, or the type is read by it.
     pub counted: bool,
 }
 
@@ -39,8 +39,43 @@ pub struct FieldState {
 pub struct Survey {
     /// Where it goes on, below the prefix of the field and type: the first bytes of a row's key.
     pub cursor: Vec<u8>,
-    /// Slots present from the cursor on, where that is known: nothing was left when the survey began.
-    pub beyond: Option<u64>,
+    /// Of the slots from the cursor on, where that is known: nothing was left when the survey began.
+    pub beyond: Option<Tally>,
+}
+
+/// What slots come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Tally {
+    /// How many are present.
+    pub slots: u64,
+    /// The sum of their values: of keyed increments; 0 for other types.
+    pub sum: i128,
+}
+
+impl Tally {
+    /// A slot came, with a value.
+    pub(crate) fn add(&mut self, value: i64) {
+        self.slots += 1;
+        self.sum = self.sum.wrapping_add(i128::from(value));
+    }
+
+    fn change(&mut self, before: Option<i64>, after: Option<i64>) {
+        if let Some(value) = before {
+            self.slots = self.slots.saturating_sub(1);
+            self.sum = self.sum.wrapping_sub(i128::from(value));
+        }
+        if let Some(value) = after {
+            self.add(value);
+        }
+    }
+
+    fn join(self, other: Self) -> Self {
+        Self { slots: self.slots + other.slots, sum: self.sum.wrapping_add(other.sum) }
+    }
+
+    fn without(self, other: Self) -> Self {
+        Self { slots: self.slots.saturating_sub(other.slots), sum: self.sum.wrapping_sub(other.sum) }
+    }
 }
 
 impl FieldState {
@@ -62,7 +97,12 @@ impl FieldState {
         }
     }
 
-    /// A field that is counted from the beginning.
+    /// Of a field without rows that is counted from its first one on.
+    pub(crate) fn counted_from_nothing() -> Self {
+        Self { counted: true, ..Self::default() }
+    }
+
+    /// Of a field that is counted from now on.
     pub(crate) fn to_be_counted() -> Self {
         Self { survey: Some(Survey::default()), counted: true, ..Self::default() }
     }
@@ -70,49 +110,45 @@ impl FieldState {
     /// More is cleared. `all`: no row of before is left alive.
     pub(crate) fn clear(&mut self, seen: &VersionVector, all: bool) {
         self.dead.join(seen);
-        self.size = 0;
-        self.survey = Some(Survey { cursor: Vec::new(), beyond: all.then_some(0) });
+        self.tally = Tally::default();
+        self.survey = Some(Survey { cursor: Vec::new(), beyond: all.then(Tally::default) });
     }
 
-    /// The number of slots present, if it is known.
-    pub fn counted_size(&self) -> Option<u64> {
+    /// What the slots present come to, if it is known.
+    pub fn counted(&self) -> Option<Tally> {
         match &self.survey {
-            None => Some(self.size),
-            Some(survey) => survey.beyond.map(|beyond| self.size + beyond),
+            None => Some(self.tally),
+            Some(survey) => survey.beyond.map(|beyond| self.tally.join(beyond)),
         }
     }
 
-    /// All rows were looked through at once, the dead ones removed: so many slots are present.
-    pub(crate) fn looked_through(&mut self, present: u64) {
-        *self = if self.counted {
-            Self { counted: true, size: present, ..Self::default() }
-        } else {
-            Self::default()
-        };
+    /// All rows were looked through at once, the dead ones removed.
+    pub(crate) fn looked_through(&mut self, tally: Tally) {
+        *self = if self.counted { Self { counted: true, tally, ..Self::default() } } else { Self::default() };
     }
 
-    /// A slot came or went.
-    pub(crate) fn changed(&mut self, slot: &[u8], is_present: bool) {
-        let count = match &mut self.survey {
+    /// A slot's value changed; `None` is a slot that is not present.
+    pub(crate) fn changed(&mut self, slot: &[u8], before: Option<i64>, after: Option<i64>) {
+        match &mut self.survey {
             // The cursor begins a slot or is empty, so a slot before it is smaller and no prefix of it.
-            Some(survey) if slot >= survey.cursor.as_slice() => match &mut survey.beyond {
-                Some(beyond) => beyond,
-                None => return,
-            },
-            _ => &mut self.size,
-        };
-        *count = if is_present { *count + 1 } else { count.saturating_sub(1) };
+            Some(survey) if slot >= survey.cursor.as_slice() => {
+                if let Some(beyond) = &mut survey.beyond {
+                    beyond.change(before, after);
+                }
+            }
+            _ => self.tally.change(before, after),
+        }
     }
 
-    /// The survey passed over slots, of which some are present, and goes on at a cursor, or has ended.
-    pub(crate) fn surveyed(&mut self, present: u64, cursor: Option<Vec<u8>>) {
-        self.size += present;
+    /// The survey passed over slots, and goes on at a cursor, or has ended.
+    pub(crate) fn surveyed(&mut self, passed: Tally, cursor: Option<Vec<u8>>) {
+        self.tally = self.tally.join(passed);
         match (cursor, &mut self.survey) {
             (Some(cursor), Some(survey)) => {
                 survey.cursor = cursor;
-                survey.beyond = survey.beyond.map(|beyond| beyond.saturating_sub(present));
+                survey.beyond = survey.beyond.map(|beyond| beyond.without(passed));
             }
-            _ => self.looked_through(self.size),
+            _ => self.looked_through(self.tally),
         }
     }
 }

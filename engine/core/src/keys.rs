@@ -108,24 +108,19 @@ pub fn parse_type_prefix(key: &[u8]) -> Result<(RecordId, Field, FieldType), Cod
     }
 }
 
-/// Work left to do on a field and type, or on one slot of it, in `meta`.
-pub fn job(type_prefix: &[u8], slot: &[u8]) -> Vec<u8> {
-    [JOB, type_prefix, slot].concat()
+/// Work left to do on a field and type, in `meta`.
+pub fn job(type_prefix: &[u8]) -> Vec<u8> {
+    [JOB, type_prefix].concat()
 }
 
-/// The field's key ([`type_prefix`]) and the slot of a job's.
-pub fn parse_job(job: &[u8]) -> Result<(&[u8], &[u8]), CodecError> {
-    let key = job.strip_prefix(JOB).ok_or_else(|| malformed("not a job's key"))?;
-    let mut ends = key.iter().enumerate().skip(10).filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
-    // The third name ends before the type.
-    let end = ends.nth(2).map(|end| end + 2).filter(|end| *end <= key.len());
-    let end = end.ok_or_else(|| malformed("a job's key is too short"))?;
-    Ok(key.split_at(end))
+/// The field's key ([`type_prefix`]) of a job's.
+pub fn parse_job(job: &[u8]) -> Result<&[u8], CodecError> {
+    job.strip_prefix(JOB).ok_or_else(|| malformed("not a job's key"))
 }
 
 /// Jobs of a partition.
 pub fn jobs(partition: PartitionId) -> Vec<u8> {
-    job(&partition_prefix(partition), &[])
+    job(&partition_prefix(partition))
 }
 
 /// An idempotency key's entry.
@@ -286,8 +281,8 @@ mod tests {
             let value = RowValue { counter, hlc: row.hlc, payload: row.payload.clone() }.encode();
             let field_key = type_prefix(&prefix, &row.field, row.ty);
             prop_assert_eq!(parse_type_prefix(&field_key), Ok((record(&name_of), row.field.clone(), row.ty)));
-            let of_slot = job(&field_key, &row.slot);
-            prop_assert_eq!(parse_job(&of_slot), Ok((field_key.as_slice(), row.slot.as_slice())));
+            let job = job(&field_key);
+            prop_assert_eq!(parse_job(&job), Ok(field_key.as_slice()));
             prop_assert_eq!(parse_row(&prefix, &key, &value), Ok(row));
         }
 

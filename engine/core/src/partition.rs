@@ -29,13 +29,12 @@ use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
 use crate::commit::{self, At, EvaluateError, Evaluated};
-use crate::context::{Dot, DotRanges, VersionVector};
+use crate::context::{Dot, DotRanges, REPLICAS_MAX, VersionVector};
 use crate::delta::{Delta, EncodedDelta, MAX_DELTA_BYTES, RecordDelta, Request};
 use crate::ids::{PartitionId, ReplicaId};
 use crate::keys;
 use crate::op::{Limits, Reason, Refusal, Terms, Write};
 use crate::requests::{self, Known};
-use crate::row::FieldType;
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
@@ -43,6 +42,8 @@ pub use sweep::{Fold, Step};
 
 /// What a delta that waits costs beyond its bytes.
 const PENDING_OVERHEAD_BYTES: usize = 256;
+/// Deltas of a partition that may wait: after each application the first of every origin is looked at.
+const PENDING_DELTAS_MAX: usize = 16_384;
 /// A delta of at most this size is taken to be readable by peers without trying.
 const DELTA_BYTES_TRUSTED: usize = 256 * 1024;
 
@@ -260,6 +261,9 @@ impl Partition {
                 false => Err(CommitError::KeyReused),
             };
         }
+        if terms.seen.as_ref().is_some_and(|seen| !seen.applied_by(&self.meta.context)) {
+            return Err(CommitError::SeenTooMuch);
+        }
         let dot = self.next_dot();
         let mut records: Vec<RecordDelta> = Vec::new();
         let mut marked: Vec<bool> = Vec::new();
@@ -268,7 +272,7 @@ impl Partition {
             if writes[..write].iter().any(|earlier| earlier.record == asked.record) {
                 return Err(CommitError::RecordTwice { write });
             }
-            match commit::evaluate(txn, self.at(dot), asked, terms, limits) {
+            match commit::evaluate(txn, self.at(dot, oldest_ms), asked, terms, limits) {
                 Ok(Evaluated { change: Some(record), is_marked }) => {
                     records.push(record);
                     marked.push(is_marked);
@@ -280,7 +284,7 @@ impl Partition {
         }
         if records.is_empty() {
             if let Some(id) = terms.request {
-                let known = Known::new(id, None, now_ms, Vec::new());
+                let known = Known::new(id, None, now_ms);
                 requests::remember(txn, &namespace, &id.key, self.id, &known, oldest_ms)?;
             }
             return Ok(Committed::Unchanged);
@@ -298,10 +302,9 @@ impl Partition {
         fold: Fold,
         stamp: impl FnOnce() -> Hlc,
     ) -> Result<Option<Applied>, StoreError> {
-        let Fold { record, field, ty, slots, jobs } = fold;
-        jobs.into_iter().for_each(|job| txn.delete(Family::Meta, job));
-        let (dot, counter) = (self.next_dot(), (&record, &field, ty));
-        let Some(delta) = commit::fold(txn, self.at(dot), counter, &slots)? else {
+        let Fold { record, field, job } = fold;
+        txn.delete(Family::Meta, job);
+        let Some(delta) = commit::fold(txn, self.at(self.next_dot(), 0), &record, &field)? else {
             return Ok(None);
         };
         match self.commit_records(txn, vec![delta], &[true], Vec::new(), stamp(), 0) {
@@ -311,8 +314,9 @@ impl Partition {
         }
     }
 
-    fn at(&self, own: Dot) -> At<'_> {
-        At { partition: self.id, own, context: &self.meta.context, has_states: self.has_states }
+    fn at(&self, own: Dot, oldest_ms: u64) -> At<'_> {
+        let context = &self.meta.context;
+        At { partition: self.id, own, context, has_states: self.has_states, oldest_ms }
     }
 
     fn next_dot(&self) -> Dot {
@@ -360,6 +364,13 @@ impl Partition {
     ) -> Result<Received, StoreError> {
         if delta.dots.covered_by(&self.meta.context) {
             return Ok(Received::Duplicate);
+        }
+        let context = &self.meta.context;
+        let new = delta.dots.iter().filter(|range| context.get(range.replica) == 0).count();
+        if context.len() + new > REPLICAS_MAX {
+            // No context of that size can be read again.
+            let what = format!("with delta {:?} there were more than {REPLICAS_MAX} replicas", delta.dots);
+            return Ok(Received::Refused(CodecError::Malformed(what)));
         }
         if !self.is_applicable(&delta.dots, &delta.deps) {
             return Ok(match delta.dots.only() {
@@ -423,7 +434,7 @@ impl Partition {
             return Received::Waits;
         }
         let pending = Pending { deps, encoded };
-        if pending.bytes() > room {
+        if pending.bytes() > room || self.pending.len() >= PENDING_DELTAS_MAX {
             return Received::Dropped;
         }
         self.pending_bytes += pending.bytes();
@@ -465,8 +476,7 @@ impl Partition {
         self.has_states |= left.state;
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {
             let Request { namespace, id, dot, hlc } = request;
-            let counters = if dot.replica == self.replica { self.counters(delta) } else { Vec::new() };
-            let known = Known::new(*id, Some((*dot, *hlc)), hlc.millis(), counters);
+            let known = Known::new(*id, Some((*dot, *hlc)), hlc.millis());
             requests::remember(txn, namespace, &id.key, self.id, &known, oldest_ms)?;
         }
         for dot in delta.dots.last_dots() {
@@ -484,17 +494,6 @@ impl Partition {
         }
         txn.put(Family::Meta, keys::partition_meta(self.id), codec::encode(META_VERSION, &self.meta));
         Ok(Applied { index, dots: delta.dots.clone(), hlc: delta.hlc, encoded })
-    }
-
-    /// The counters that a commit incremented under an idempotency key, as keys of `fields`.
-    fn counters(&self, delta: &Delta) -> Vec<Vec<u8>> {
-        let fields = delta.records.iter().flat_map(|record| {
-            let prefix = keys::record_prefix(self.id, &record.record);
-            let keyed =
-                record.fields.iter().filter(|field| field.ty == FieldType::KEYED && !field.rows.is_empty());
-            keyed.map(move |field| keys::type_prefix(&prefix, &field.field, field.ty))
-        });
-        fields.collect()
     }
 }
 
@@ -518,6 +517,9 @@ pub enum CommitError {
     /// The idempotency key was used for something else. Nothing changed.
     #[error("the idempotency key was used for another request: use a new key for each")]
     KeyReused,
+    /// The client has seen what is not applied here: it has to wait. Nothing changed.
+    #[error("the client has seen commits that this node has not applied yet")]
+    SeenTooMuch,
     /// A commit without writes.
     #[error("the commit has no writes")]
     Empty,

@@ -3,8 +3,8 @@
 //! Invariant: an entry is written in the batch that applies its commit, here or from a peer, so after any crash either
 //! both are there or neither. A commit that changed nothing leaves an entry as well: its retry changes nothing either.
 //!
-//! An entry holds for a window of time; then it is dropped, and with an own commit's entry the increments made under its
-//! key are due to be folded (see [`crate::types::keyed`]).
+//! An entry holds for a window of time; then it is dropped. (The increments made under the key stay: see
+//! [`crate::types::keyed`].)
 
 use std::ops::ControlFlow;
 
@@ -13,11 +13,10 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::context::Dot;
 use crate::delta::RequestKey;
-use crate::ids::{Namespace, PartitionId, ReplicaId};
+use crate::ids::{Namespace, PartitionId};
 use crate::keys;
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
-use crate::types::keyed;
 
 const ENTRY_VERSION: u8 = 1;
 
@@ -30,14 +29,12 @@ pub struct Known {
     pub commit: Option<(Dot, Hlc)>,
     /// When, in milliseconds since 1970 by the committing node's clock.
     pub at_ms: u64,
-    /// The counters incremented under the key, as keys of `fields`, of an own commit.
-    counters: Vec<Vec<u8>>,
 }
 
 impl Known {
     /// A commit made now.
-    pub fn new(id: RequestKey, commit: Option<(Dot, Hlc)>, at_ms: u64, counters: Vec<Vec<u8>>) -> Self {
-        Self { asked: id.asked, commit, at_ms, counters }
+    pub fn new(id: RequestKey, commit: Option<(Dot, Hlc)>, at_ms: u64) -> Self {
+        Self { asked: id.asked, commit, at_ms }
     }
 }
 
@@ -74,14 +71,8 @@ pub fn remember<S: StoreRead>(
     Ok(())
 }
 
-/// Drops up to `most` entries from before a time, the oldest first, and puts the folding of what `own` incremented under
-/// them on the list of jobs. Tells the partitions that got such jobs, and whether more is to be dropped.
-pub fn expire<S: StoreRead>(
-    txn: &mut Txn<'_, S>,
-    own: ReplicaId,
-    oldest_ms: u64,
-    most: usize,
-) -> Result<(Vec<PartitionId>, bool), StoreError> {
+/// Drops up to `most` entries from before a time, the oldest first. Tells whether more is to be dropped.
+pub fn expire<S: StoreRead>(txn: &mut Txn<'_, S>, oldest_ms: u64, most: usize) -> Result<bool, StoreError> {
     let damaged = || StoreError::damaged("requests");
     let mut old: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut outcome = Ok(());
@@ -102,23 +93,11 @@ pub fn expire<S: StoreRead>(
     )?;
     outcome?;
     let more = old.len() == most;
-    let mut due = Vec::new();
     for (by_time, name) in old {
-        let Some(known) = read(txn, &name)? else {
-            return Err(StoreError::Inconsistent("an idempotency key is listed and not held".into()));
-        };
-        if known.commit.is_some_and(|(dot, _)| dot.replica == own) {
-            // The key's slot in the counter is the key.
-            let slot = &name[name.len() - 2 - keyed::SLOT_BYTES..name.len() - 2];
-            for counter in &known.counters {
-                txn.put(Family::Meta, keys::job(counter, slot), Vec::new());
-                due.extend(counter.first_chunk().map(|first| PartitionId(u16::from_be_bytes(*first))));
-            }
-        }
         txn.delete(Family::Requests, by_time);
         txn.delete(Family::Requests, name);
     }
-    Ok((due, more))
+    Ok(more)
 }
 
 fn read(store: &impl StoreRead, name: &[u8]) -> Result<Option<Known>, StoreError> {

@@ -71,6 +71,9 @@ impl Node {
         complete: bool,
         contexts: Vec<(PartitionId, VersionVector)>,
     ) -> Result<Result<(), String>, StoreError> {
+        if !contexts.is_sorted_by(|(a, _), (b, _)| a < b) {
+            return Ok(Err("contexts name partitions out of order, or twice".into()));
+        }
         let own = self.replica();
         for (id, context) in &contexts {
             self.check_own(step, *id, Dot { replica: own, counter: context.get(own) })?;

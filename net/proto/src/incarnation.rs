@@ -13,7 +13,8 @@
 //! Why that is enough. Two processes that both go on with one incarnation R both found R's clean mark, so on two copies
 //! of a directory as one process P left it. Both must be confirmed by every member. A member durably remembers the last
 //! process that it heard of, and confirms only one that follows it: after the first process, which follows P, it has
-//! heard of that one, which the second does not follow. A cluster of one has no member to ask: there (1) decides alone.
+//! heard of that one, which the second does not follow. A member that has never heard of the node confirms nothing. A node
+//! that never had a peer has no member to ask: there (1) decides alone.
 //!
 //! Until this is settled the node reads, receives and relays; the first commits of clients wait, at most
 //! [`CONFIRM_WAIT_US`] and at most [`WAITING_COMMITS_MAX`] of them. Contexts grow by one entry an incarnation that writes;
@@ -119,6 +120,10 @@ impl Incarnation {
             confirmed: BTreeSet::new(),
             waiting: VecDeque::new(),
         };
+        // Whoever has had peers asks them, whatever the configuration says now.
+        let peers = keys::instance("");
+        let has_members =
+            has_members || store.first(Family::Meta, &peers, &keys::after_prefix(&peers))?.is_some();
         let incarnation = Self {
             replica,
             instance,
@@ -164,6 +169,11 @@ impl Node {
     /// The id under which the node writes, as far as it is settled.
     pub fn replica(&self) -> ReplicaId {
         self.incarnation.replica
+    }
+
+    /// Whether the node asks its peers if it may go on with its last incarnation.
+    pub fn asks_to_resume(&self) -> bool {
+        !self.incarnation.is_settled()
     }
 
     /// Notes when the node began to ask.
@@ -243,7 +253,7 @@ impl Node {
             .map_err(StoreError::damaged("meta: instance"))?;
         let Hello { replica, instance, resumes, .. } = *hello;
         let follows = resumes.is_none()
-            || heard.is_none_or(|heard| {
+            || heard.is_some_and(|heard| {
                 heard.replica == replica && (Some(heard.instance) == resumes || heard.instance == instance)
             });
         let now = Heard { replica, instance };
@@ -318,7 +328,8 @@ impl Node {
         self.partitions.iter_mut().for_each(|partition| partition.reincarnate(replica));
         step.outputs.push(Output::Alarm(Alarm::Reincarnated { from, to: replica, why }));
         for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
-            session.push = crate::push::Push::new();
+            session.push.begin_anew(step.now.mono);
+            session.to_ask.clear();
         }
         self.settle(step)
     }
@@ -326,7 +337,7 @@ impl Node {
     /// It is settled under which id the node writes: what waits is committed.
     fn settle<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         let waiting = self.incarnation.open.take().map(|question| question.waiting).unwrap_or_default();
-        self.write_incarnation(step, false);
+        self.write_incarnation(step, self.stopped);
         let sessions =
             self.peers.iter().filter_map(|(name, peer)| Some((name.clone(), peer.session.as_ref()?.place())));
         for (name, place) in sessions.collect::<Vec<_>>() {

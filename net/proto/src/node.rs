@@ -446,11 +446,7 @@ impl Node {
             return Ok(());
         }
         let oldest_ms = self.oldest_request_ms(step.now);
-        let (folds, more) = requests::expire(&mut step.txn, self.replica(), oldest_ms, REQUESTS_STEP)?;
-        for id in folds {
-            self.partitions[usize::from(id.0)].jobs_added();
-            self.jobs_may_be_due(step.now, id);
-        }
+        let more = requests::expire(&mut step.txn, oldest_ms, REQUESTS_STEP)?;
         self.requests_at =
             now.plus_us(if more { self.config.tuning.job_pause_us } else { REQUESTS_INTERVAL_US });
         Ok(())

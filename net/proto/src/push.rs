@@ -74,6 +74,11 @@ impl Push {
         }
     }
 
+    /// Everything is found anew, soon: the node writes under another id.
+    pub(crate) fn begin_anew(&mut self, now: Mono) {
+        *self = Self { pump_at: Some(now), ..Self::new() };
+    }
+
     pub(crate) fn deadline(&self) -> Option<Mono> {
         self.pump_at.into_iter().chain(self.resend_at).min()
     }

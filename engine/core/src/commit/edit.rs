@@ -37,6 +37,8 @@ pub(super) struct RecordEdit<'s, S> {
     terms: &'s Terms,
     /// Whether some field of the partition has a state.
     has_states: bool,
+    /// The time before which idempotency keys no longer count.
+    oldest_ms: u64,
     /// The record's first rows with their keys, dead ones too.
     sample: Vec<(Vec<u8>, Row)>,
     /// Whether those are all.
@@ -95,7 +97,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         at: At<'s>,
         terms: &'s Terms,
     ) -> Result<Self, StoreError> {
-        let At { partition, own, context, has_states } = at;
+        let At { partition, own, context, has_states, oldest_ms } = at;
         let prefix = keys::record_prefix(partition, record);
         let (mut sample, mut is_whole) = (Vec::new(), true);
         each_stored_row(store, &prefix, &prefix, &keys::after_prefix(&prefix), |key, row| {
@@ -115,6 +117,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             context,
             terms,
             has_states,
+            oldest_ms,
             sample,
             is_whole,
             fields,
@@ -137,11 +140,12 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 register::set(self.unit(field, FieldType::REGISTER, register::SLOT)?, value, sees);
             }
             Op::Incr { field, by } => {
-                let done = match terms.request {
-                    Some(id) => keyed::incr(self.unit(field, FieldType::KEYED, &id.key)?, &id.key, *by),
-                    None => counter::incr(self.unit(field, FieldType::COUNTER, &[])?, *by, own),
-                };
-                done.map_err(StoreError::damaged("rows: counter"))?;
+                if let Some(id) = terms.request {
+                    self.incr_keyed(field, &id.key, *by)?;
+                } else {
+                    let unit = self.unit(field, FieldType::COUNTER, &[])?;
+                    counter::incr(unit, *by, own).map_err(StoreError::damaged("rows: counter"))?;
+                }
             }
             Op::Enable { field } => {
                 let slot = presence::FLAG_SLOT;
@@ -190,20 +194,22 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         Ok(())
     }
 
-    /// Turns those of the keyed increments that are the own replica's to fold into increments of its sum.
-    pub(super) fn fold_keyed(&mut self, field: &Field, slots: &[Vec<u8>]) -> Result<(), StoreError> {
-        let own = self.own;
-        for slot in slots {
-            let rows = self.stored_rows(field, FieldType::KEYED, slot)?;
-            let Some(winner) = keyed::winner(&rows).filter(|row| row.dot.replica == own.replica) else {
-                continue;
-            };
-            let by = keyed::decode(&winner.payload).map_err(StoreError::damaged("rows: counter"))?;
-            self.unit(field, FieldType::KEYED, slot)?.kill(|_| true);
-            let sums = self.unit(field, FieldType::COUNTER, &[])?;
-            counter::incr(sums, by, own).map_err(StoreError::damaged("rows: counter"))?;
-        }
-        Ok(())
+    /// Increments a counter under an idempotency key, unless that has been done.
+    fn incr_keyed(&mut self, field: &Field, key: &[u8; keyed::KEY_BYTES], by: i64) -> Result<(), StoreError> {
+        let edit = self.stored_type(field, FieldType::KEYED)?;
+        let mut units = edit.units.iter().filter(|(slot, _)| slot.starts_with(key));
+        let begun = units.find(|(_, unit)| !unit.written().is_empty()).map(|(slot, _)| slot.clone());
+        let slot = match begun {
+            Some(slot) => Some(slot),
+            None => {
+                let rows =
+                    if edit.stored { self.stored_rows(field, FieldType::KEYED, key)? } else { Vec::new() };
+                keyed::next_slot(key, &rows, self.oldest_ms)
+            }
+        };
+        let Some(slot) = slot else { return Ok(()) };
+        let unit = self.unit(field, FieldType::KEYED, &slot)?;
+        keyed::incr(unit, &slot, by).map_err(StoreError::damaged("rows: counter"))
     }
 
     /// Refuses an operation where another type of that name is live and none has the operation's own.
@@ -379,7 +385,8 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             let keeps_state = self.has_states && !ty.holds_sums();
             let state = if keeps_state { FieldState::read(self.store, &prefix)? } else { None };
             // Where all is known to be swept or cleared, nothing is looked for.
-            let stored = state.as_ref().is_none_or(|state| state.counted_size() != Some(0));
+            let stored =
+                state.as_ref().is_none_or(|state| state.counted().is_none_or(|tally| tally.slots > 0));
             let dead = state.map(|state| state.dead).unwrap_or_default();
             let edit = TypeEdit { stored, dead, ..TypeEdit::default() };
             self.fields.entry(field.clone()).or_default().types.insert(ty, edit);
@@ -479,8 +486,8 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 rows.push(row);
             }
         };
-        let by_replica = !ty.keyed_by_dot() && !ty.holds_sums();
-        if by_replica && !self.is_whole && self.context.len() <= POINT_READS_MAX {
+        let is_slot = matches!(ty, FieldType::SET | FieldType::FLAG);
+        if is_slot && !self.is_whole && self.context.len() <= POINT_READS_MAX {
             for dot in self.context.iter() {
                 let key = keys::row_key(&self.prefix, field, ty, slot, dot);
                 if let Some(value) = self.store.get(Family::Rows, &key)? {

@@ -13,12 +13,12 @@ use std::ops::ControlFlow;
 
 use crate::context::{Dot, DotRanges, VersionVector};
 use crate::delta::{Clear, Delta, FieldDelta, RecordDelta};
-use crate::fields::FieldState;
+use crate::fields::{FieldState, Tally};
 use crate::ids::{PartitionId, RecordId, ReplicaId};
 use crate::keys;
-use crate::row::{FieldType, RowValue};
+use crate::row::{FieldType, Row, RowValue};
 use crate::store::{Family, StoreError, StoreRead, Txn};
-use crate::types::counter;
+use crate::types::{counter, keyed};
 
 const KEY_MARK: &[u8] = &[1];
 
@@ -92,13 +92,21 @@ pub(super) fn unmark_if_empty<S: StoreRead>(
     Ok(())
 }
 
-/// Visits the rows of a key range of one field and type: key, slot, dot.
+/// The value of a slot's live rows, for a tally: of keyed increments what counts, of other types 0; `None` without rows.
+pub(super) fn slot_value(ty: FieldType, rows: &[Row]) -> Result<Option<i64>, StoreError> {
+    if ty == FieldType::KEYED {
+        return keyed::value(rows).map_err(StoreError::damaged("rows: counter"));
+    }
+    Ok((!rows.is_empty()).then_some(0))
+}
+
+/// Visits the rows of a key range of one field and type.
 pub(super) fn each_row(
     store: &impl StoreRead,
     record_prefix: &[u8],
     from: &[u8],
     to: &[u8],
-    mut visit: impl FnMut(&[u8], &[u8], Dot) -> ControlFlow<()>,
+    mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
 ) -> Result<(), StoreError> {
     let mut outcome = Ok(());
     store.scan(
@@ -106,7 +114,7 @@ pub(super) fn each_row(
         from,
         to,
         &mut |key, value| match keys::parse_row(record_prefix, key, value) {
-            Ok(row) => visit(key, &row.slot, row.dot),
+            Ok(row) => visit(key, row),
             Err(error) => {
                 outcome = Err(StoreError::damaged("rows")(error));
                 ControlFlow::Break(())
@@ -160,27 +168,27 @@ impl<S: StoreRead> Change<'_, '_, S> {
                 let range = keys::type_prefix(&self.prefix, &field, ty);
                 from = keys::after_prefix(&range);
                 if !ty.holds_sums() {
-                    self.clear_type(&range, &clear.seen)?;
+                    self.clear_type(&range, ty, &clear.seen)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn clear_type(&mut self, range: &[u8], seen: &VersionVector) -> Result<(), StoreError> {
+    fn clear_type(&mut self, range: &[u8], ty: FieldType, seen: &VersionVector) -> Result<(), StoreError> {
         let state = if self.left.state { FieldState::read(self.txn, range)? } else { None };
         let mut taken = Vec::new();
-        let mut slots_left: BTreeSet<Vec<u8>> = BTreeSet::new();
+        let mut rows_left: Vec<Row> = Vec::new();
         let mut rows = 0;
-        each_row(self.txn, &self.prefix, range, &keys::after_prefix(range), |key, slot, dot| {
+        each_row(self.txn, &self.prefix, range, &keys::after_prefix(range), |key, row| {
             rows += 1;
             if rows > self.place.clear_rows {
                 return ControlFlow::Break(());
             }
-            if seen.covers(dot) || state.as_ref().is_some_and(|state| state.dead.covers(dot)) {
+            if seen.covers(row.dot) || state.as_ref().is_some_and(|state| state.dead.covers(row.dot)) {
                 taken.push(key.to_vec());
             } else {
-                slots_left.insert(slot.to_vec());
+                rows_left.push(row);
             }
             ControlFlow::Continue(())
         })?;
@@ -188,14 +196,18 @@ impl<S: StoreRead> Change<'_, '_, S> {
             let mut state = state.unwrap_or_default();
             state.clear(seen, seen.covers_all(self.place.before));
             state.write(self.txn, range);
-            self.txn.put(Family::Meta, keys::job(range, &[]), Vec::new());
+            self.txn.put(Family::Meta, keys::job(range), Vec::new());
             self.left = Left { job: true, state: true };
             return Ok(());
         }
         self.removed |= !taken.is_empty();
         taken.into_iter().for_each(|key| self.txn.delete(Family::Rows, key));
         if let Some(mut state) = state {
-            state.looked_through(slots_left.len() as u64);
+            let mut tally = Tally::default();
+            for slot in rows_left.chunk_by(|a, b| a.slot == b.slot) {
+                slot_value(ty, slot)?.into_iter().for_each(|value| tally.add(value));
+            }
+            state.looked_through(tally);
             state.write(self.txn, range);
         }
         Ok(())
@@ -205,12 +217,19 @@ impl<S: StoreRead> Change<'_, '_, S> {
         let range = keys::type_prefix(&self.prefix, &delta.field, delta.ty);
         // Sums are neither swept nor counted.
         let keeps_state = self.left.state && !delta.ty.holds_sums();
-        let state = if keeps_state { FieldState::read(self.txn, &range)? } else { None };
+        let mut state = if keeps_state { FieldState::read(self.txn, &range)? } else { None };
+        if state.is_none() && delta.ty == FieldType::KEYED && !delta.rows.is_empty() {
+            // A counter is read by what its keyed increments come to, which is kept from the first one on.
+            if self.txn.first(Family::Rows, &range, &keys::after_prefix(&range))?.is_none() {
+                state = Some(FieldState::counted_from_nothing());
+                self.left.state = true;
+            }
+        }
         let slots = if state.is_some() || self.overlaps { touched(delta) } else { BTreeSet::new() };
-        let mut present_before = Vec::new();
+        let mut before = Vec::new();
         if let Some(state) = &state {
             for slot in &slots {
-                present_before.push(self.is_present(&range, slot, state)?);
+                before.push(self.value(&range, delta.ty, slot, state)?);
             }
         }
         self.kill(delta)?;
@@ -219,11 +238,9 @@ impl<S: StoreRead> Change<'_, '_, S> {
         }
         self.write(delta, &range)?;
         if let Some(mut state) = state {
-            for (slot, before) in slots.iter().zip(present_before) {
-                let after = self.is_present(&range, slot, &state)?;
-                if after != before {
-                    state.changed(slot, after);
-                }
+            for (slot, before) in slots.iter().zip(before) {
+                let after = self.value(&range, delta.ty, slot, &state)?;
+                state.changed(slot, before, after);
             }
             state.write(self.txn, &range);
         }
@@ -254,8 +271,8 @@ impl<S: StoreRead> Change<'_, '_, S> {
         let mut gone = Vec::new();
         for &slot in slots {
             let from = [range, slot].concat();
-            each_row(self.txn, &self.prefix, &from, &keys::after_prefix(&from), |key, found, dot| {
-                if found == slot && self.dots.contains(dot) && !listed.contains(&(slot, dot)) {
+            each_row(self.txn, &self.prefix, &from, &keys::after_prefix(&from), |key, row| {
+                if row.slot == slot && self.dots.contains(row.dot) && !listed.contains(&(slot, row.dot)) {
                     gone.push(key.to_vec());
                 }
                 ControlFlow::Continue(())
@@ -277,24 +294,29 @@ impl<S: StoreRead> Change<'_, '_, S> {
                 && counter::parse_slot(&row.slot).is_ok_and(|owner| owner == Some(self.place.own))
             {
                 // Somebody cleared what this node counted: it will fold that in.
-                self.txn.put(Family::Meta, keys::job(range, &[]), Vec::new());
+                self.txn.put(Family::Meta, keys::job(range), Vec::new());
                 self.left.job = true;
             }
         }
         Ok(())
     }
 
-    fn is_present(&self, range: &[u8], slot: &[u8], state: &FieldState) -> Result<bool, StoreError> {
+    fn value(
+        &self,
+        range: &[u8],
+        ty: FieldType,
+        slot: &[u8],
+        state: &FieldState,
+    ) -> Result<Option<i64>, StoreError> {
         let from = [range, slot].concat();
-        let mut present = false;
-        each_row(self.txn, &self.prefix, &from, &keys::after_prefix(&from), |_, found, dot| {
-            if found == slot && !state.dead.covers(dot) {
-                present = true;
-                return ControlFlow::Break(());
+        let mut live = Vec::new();
+        each_row(self.txn, &self.prefix, &from, &keys::after_prefix(&from), |_, row| {
+            if row.slot == slot && !state.dead.covers(row.dot) {
+                live.push(row);
             }
             ControlFlow::Continue(())
         })?;
-        Ok(present)
+        slot_value(ty, &live)
     }
 }
 

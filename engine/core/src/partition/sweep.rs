@@ -1,8 +1,7 @@
 //! Jobs: what is put off when deltas are applied, done a bounded step at a time between them.
 //!
 //! - A *survey* passes over the rows of a field, removes those that a clear took, and counts the slots present.
-//! - A *fold* has a counter's owner take in what clears took of its sum, or what was incremented under an idempotency key
-//!   whose window has ended. It is an ordinary commit.
+//! - A *fold* has a counter's owner take in what clears took of its sum. It is an ordinary commit.
 //!
 //! The list of jobs is durable: it is written in the batch that makes the job, and a job is struck off in the batch that
 //! ends it.
@@ -10,25 +9,20 @@
 use std::ops::ControlFlow;
 
 use super::Partition;
-use super::apply::{each_row, unmark_if_empty};
-use crate::fields::FieldState;
+use super::apply::{each_row, slot_value, unmark_if_empty};
+use crate::fields::{FieldState, Tally};
 use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
-use crate::row::FieldType;
+use crate::row::{FieldType, Row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
-
-/// Slots folded by one commit.
-const FOLD_SLOTS_MAX: usize = 1000;
 
 /// A counter's fold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fold {
     pub(super) record: RecordId,
     pub(super) field: Field,
-    pub(super) ty: FieldType,
-    pub(super) slots: Vec<Vec<u8>>,
     /// What to strike off.
-    pub(super) jobs: Vec<Vec<u8>>,
+    pub(super) job: Vec<u8>,
 }
 
 /// What a step of the jobs came to.
@@ -46,11 +40,6 @@ impl Partition {
     /// Whether there may be jobs to do.
     pub fn has_jobs(&self) -> bool {
         self.has_jobs
-    }
-
-    /// Jobs were put on the partition's list by others than its deltas.
-    pub fn jobs_added(&mut self) {
-        self.has_jobs = true;
     }
 
     /// Has the size of a field kept from now on: a job counts it first. Nothing is done for a field that has it kept, or
@@ -75,7 +64,7 @@ impl Partition {
         };
         state.write(txn, &range);
         self.has_states = true;
-        txn.put(Family::Meta, keys::job(&range, &[]), Vec::new());
+        txn.put(Family::Meta, keys::job(&range), Vec::new());
         self.has_jobs = true;
         Ok(())
     }
@@ -94,26 +83,15 @@ impl Partition {
             return Ok(Step::Idle);
         };
         let damaged = || StoreError::damaged("meta: job");
-        let (range, slot) = keys::parse_job(&job).map_err(damaged())?;
+        let range = keys::parse_job(&job).map_err(damaged())?;
         let (record, field, ty) = keys::parse_type_prefix(range).map_err(damaged())?;
         // The next step goes to the next field.
-        self.job_turn = Some(keys::after_prefix(&keys::job(range, &[])));
-        if ty != FieldType::COUNTER && slot.is_empty() {
-            survey(txn, self.id, &record, range, ty, self.sizes.sweep_rows, &job)?;
-            return Ok(Step::Worked);
+        self.job_turn = Some(keys::after_prefix(&job));
+        if ty.holds_sums() {
+            return Ok(Step::Fold(Fold { record, field, job }));
         }
-        let (mut slots, mut jobs) = (Vec::new(), Vec::new());
-        let mut outcome = Ok(());
-        txn.scan_prefix(Family::Meta, &keys::job(range, &[]), &mut |job, _| {
-            match keys::parse_job(job) {
-                Ok((_, slot)) => slots.push(slot.to_vec()),
-                Err(error) => outcome = Err(damaged()(error)),
-            }
-            jobs.push(job.to_vec());
-            if jobs.len() == FOLD_SLOTS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        outcome?;
-        Ok(Step::Fold(Fold { record, field, ty, slots, jobs }))
+        survey(txn, self.id, &record, range, ty, self.sizes.sweep_rows)?;
+        Ok(Step::Worked)
     }
 }
 
@@ -125,48 +103,52 @@ fn survey<S: StoreRead>(
     range: &[u8],
     ty: FieldType,
     rows_max: usize,
-    job: &[u8],
 ) -> Result<(), StoreError> {
     let prefix = keys::record_prefix(partition, record);
     let state = FieldState::read(txn, range)?;
     let Some((mut state, survey)) = state.and_then(|state| Some((state.clone(), state.survey?))) else {
-        txn.delete(Family::Meta, job.to_vec());
+        txn.delete(Family::Meta, keys::job(range));
         return Ok(());
     };
     let from = [range, &survey.cursor].concat();
-    let (mut dead, mut present, mut rows, mut cursor) = (Vec::new(), 0, 0, None);
-    let mut slot_now: Option<(Vec<u8>, bool)> = None;
-    each_row(txn, &prefix, &from, &keys::after_prefix(range), |key, slot, dot| {
-        let begins = slot_now.as_ref().is_none_or(|(name, _)| name != slot);
+    let (mut dead, mut passed, mut rows, mut cursor) = (Vec::new(), Tally::default(), 0, None);
+    let mut outcome = Ok(());
+    // The live rows of the slot that is being passed.
+    let mut slot: (Vec<u8>, Vec<Row>) = Default::default();
+    each_row(txn, &prefix, &from, &keys::after_prefix(range), |key, row| {
+        let begins = rows == 0 || slot.0 != row.slot;
         // Slots of known types are contiguous, and a step takes whole ones, so that each is counted once.
         if rows >= rows_max && (begins || ty.name().is_none()) {
-            let below = if ty.name().is_some() { slot } else { &key[range.len()..] };
+            let below = if ty.name().is_some() { &row.slot } else { &key[range.len()..] };
             cursor = Some(below.to_vec());
             return ControlFlow::Break(());
         }
         rows += 1;
-        let lives = !state.dead.covers(dot);
-        if !lives {
-            dead.push(key.to_vec());
+        if begins {
+            let (_, of_last) = std::mem::replace(&mut slot, (row.slot.clone(), Vec::new()));
+            match slot_value(ty, &of_last) {
+                Ok(value) => value.into_iter().for_each(|value| passed.add(value)),
+                Err(error) => {
+                    outcome = Err(error);
+                    return ControlFlow::Break(());
+                }
+            }
         }
-        match &mut slot_now {
-            Some((_, counted)) if !begins => {
-                present += u64::from(lives && !*counted);
-                *counted |= lives;
-            }
-            _ => {
-                present += u64::from(lives);
-                slot_now = Some((slot.to_vec(), lives));
-            }
+        if state.dead.covers(row.dot) {
+            dead.push(key.to_vec());
+        } else {
+            slot.1.push(row);
         }
         ControlFlow::Continue(())
     })?;
+    outcome?;
+    slot_value(ty, &slot.1)?.into_iter().for_each(|value| passed.add(value));
     let removed = !dead.is_empty();
     dead.into_iter().for_each(|key| txn.delete(Family::Rows, key));
     if cursor.is_none() {
-        txn.delete(Family::Meta, job.to_vec());
+        txn.delete(Family::Meta, keys::job(range));
     }
-    state.surveyed(present, cursor);
+    state.surveyed(passed, cursor);
     state.write(txn, range);
     if removed {
         unmark_if_empty(txn, &prefix, record)?;

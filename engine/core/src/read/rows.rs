@@ -13,12 +13,15 @@ use std::ops::ControlFlow;
 
 use super::ReadError;
 use crate::codec::CodecError;
-use crate::fields::FieldState;
+use crate::fields::{FieldState, Tally};
 use crate::ids::Field;
 use crate::keys;
 use crate::row::{FieldType, Row};
 use crate::store::{Family, StoreError, StoreRead};
 use crate::types::{counter, keyed};
+
+/// Rows of keyed increments that are read for what is told beside a counter's value.
+const KEYED_ROWS_SHOWN: usize = 256;
 
 /// How much may be looked at.
 pub(super) struct Budget {
@@ -116,8 +119,8 @@ impl<'a, S: StoreRead> Rows<'a, S> {
     pub(super) fn live(&self) -> Result<bool, ReadError> {
         match self.ty {
             FieldType::COUNTER => Ok(self.counter()?.is_some()),
-            FieldType::REGISTER | FieldType::FLAG | FieldType::SET => match self.counted_size()? {
-                Some(size) => Ok(size > 0),
+            FieldType::REGISTER | FieldType::FLAG | FieldType::SET => match self.counted()? {
+                Some(tally) => Ok(tally.slots > 0),
                 None => self.any(&self.range),
             },
             // Of a later version: kept and relayed, not read.
@@ -125,21 +128,40 @@ impl<'a, S: StoreRead> Rows<'a, S> {
         }
     }
 
-    /// A counter's value and rows, those of keyed increments too.
+    /// A counter's value and its rows: those that hold sums, and of the keyed increments the first
+    /// [`KEYED_ROWS_SHOWN`], since what they come to is kept.
     pub(super) fn counter(&self) -> Result<Option<(i64, Vec<Row>)>, ReadError> {
         let range = [&self.range[..self.range.len() - 1], &[FieldType::KEYED.0]].concat();
-        let keyed = Self { range, ty: FieldType::KEYED, ..*self }.all()?;
+        let keyed = Self { range, ty: FieldType::KEYED, ..*self };
         let mut rows = self.all()?;
         let damaged = || StoreError::damaged("rows: counter");
-        let sums = [counter::value(&rows).map_err(damaged())?, keyed::value(&keyed).map_err(damaged())?];
-        rows.extend(keyed);
-        let value = sums.into_iter().flatten().reduce(i128::wrapping_add).map(counter::saturated);
+        let sums = counter::value(&rows).map_err(damaged())?;
+        let (mut tally, kept) = (Tally::default(), keyed.counted()?);
+        let mut slot: Vec<Row> = Vec::new();
+        let mut shown = 0;
+        keyed.each(&keyed.range, &keys::after_prefix(&keyed.range), |row| {
+            if shown < KEYED_ROWS_SHOWN {
+                shown += 1;
+                rows.push(row.clone());
+            } else if kept.is_some() {
+                return Ok(ControlFlow::Break(()));
+            }
+            if slot.first().is_some_and(|first| first.slot != row.slot) {
+                keyed::value(&std::mem::take(&mut slot))?.into_iter().for_each(|value| tally.add(value));
+            }
+            slot.push(row);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        keyed::value(&slot).map_err(damaged())?.into_iter().for_each(|value| tally.add(value));
+        let tally = kept.unwrap_or(tally);
+        let keyed = (tally.slots > 0).then_some(tally.sum);
+        let value = sums.into_iter().chain(keyed).reduce(i128::wrapping_add).map(counter::saturated);
         Ok(value.map(|value| (value, rows)))
     }
 
-    /// The number of slots present, if the node keeps it.
-    pub(super) fn counted_size(&self) -> Result<Option<u64>, ReadError> {
-        Ok(FieldState::read(self.store, &self.range)?.and_then(|state| state.counted_size()))
+    /// What the slots present come to, if the node keeps it.
+    pub(super) fn counted(&self) -> Result<Option<Tally>, ReadError> {
+        Ok(FieldState::read(self.store, &self.range)?.and_then(|state| state.counted()))
     }
 
     /// Visits the rows with keys from `from` (inclusive) to `to` (exclusive), both within the range, in their order.

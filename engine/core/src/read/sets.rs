@@ -81,8 +81,8 @@ pub fn size(
     let prefix = keys::record_prefix(record.partition(partitions), record);
     let budget = Budget::unlimited();
     let rows = Rows::new(store, &prefix, field, FieldType::SET, &budget);
-    match rows.counted_size()? {
-        Some(size) => Ok(size),
+    match rows.counted()? {
+        Some(tally) => Ok(tally.slots),
         None => count(&rows),
     }
 }
