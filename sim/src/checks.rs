@@ -7,7 +7,7 @@ use godwit_core::partition;
 use godwit_core::read::{self, PageLimits};
 use godwit_core::store::StoreError;
 
-use crate::oracle::Violation;
+use crate::oracle::{Commit, Violation};
 use crate::workload;
 use crate::world::World;
 
@@ -44,6 +44,20 @@ impl World {
         exist.sort();
         self.check_listing(i, &exist)?;
         self.check_bounds(i)
+    }
+
+    /// A commit may bear the name of a lost one only if that is nowhere.
+    pub(crate) fn check_name(&self, commit: &Commit) -> Result<(), Violation> {
+        let Commit { partition, dot, .. } = commit;
+        if !self.oracle.is_lost(*partition, *dot) {
+            return Ok(());
+        }
+        for i in (0..self.nodes.len()).filter(|&i| self.nodes[i].takes_part) {
+            if self.contexts(i)?.get(partition).is_some_and(|context| context.covers(*dot)) {
+                return Err(Violation::new(6, format!("{dot} is made again, and n{i} holds the first")));
+            }
+        }
+        Ok(())
     }
 
     /// The listing of all keys, in pages of a random size, names the records that exist.

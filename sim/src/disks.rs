@@ -218,12 +218,13 @@ impl World {
         for (id, held) in &held {
             self.oracle.lost(*id, held);
         }
+        self.keys.forget(|id, dot| self.oracle.is_lost(id, dot));
         self.clients.iter_mut().for_each(|client| client.begin_anew_unless(&held));
         Ok(())
     }
 
     /// What a node has durably applied.
-    pub(crate) fn contexts(&self, i: usize) -> Result<BTreeMap<PartitionId, VersionVector>, Violation> {
+    pub fn contexts(&self, i: usize) -> Result<BTreeMap<PartitionId, VersionVector>, Violation> {
         let read = |id| partition::stored_context(&self.nodes[i].disk, id).map(|context| (id, context));
         let contexts: Result<_, _> = (0..self.partitions).map(PartitionId).map(read).collect();
         contexts.map_err(|error| Violation::new(10, error.to_string()))

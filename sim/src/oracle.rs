@@ -9,7 +9,7 @@ use std::fmt;
 
 use godwit_core::context::{Dot, Seen, VersionVector};
 use godwit_core::digest;
-use godwit_core::ids::{Key, PartitionId, RecordId};
+use godwit_core::ids::{Key, PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::{self, CommitError};
 use godwit_core::read::{self, FieldView, ReadError, ReadLimits, Value};
 use godwit_core::row::FieldType;
@@ -83,6 +83,8 @@ struct PartitionOracle {
     /// The events of each commit, by replica and counter from 1.
     commits: BTreeMap<u64, Vec<Vec<EventId>>>,
     acknowledged: VersionVector,
+    /// What no disk holds any more: by replica, the counter from which on commits are lost.
+    lost: BTreeMap<u64, u64>,
     /// The digest of the state at each context that was met.
     states: BTreeMap<VersionVector, [u8; 32]>,
 }
@@ -101,6 +103,9 @@ impl Oracle {
     /// A commit became durable at its origin.
     pub fn committed(&mut self, commit: &Commit) -> Result<(), Violation> {
         let replica = commit.dot.replica.0;
+        if self.is_lost(commit.partition, commit.dot) {
+            self.forget(commit.partition, commit.dot);
+        }
         let last = self.last_stamps.entry((replica, commit.partition)).or_default();
         if let Some(hlc) = commit.hlc {
             if hlc <= *last {
@@ -149,10 +154,36 @@ impl Oracle {
 
     /// Some nodes' disks were rolled back: what no node holds any more is not owed any more.
     pub fn lost(&mut self, id: PartitionId, held: &VersionVector) {
-        let acknowledged = &mut self.partitions.entry(id).or_default().acknowledged;
-        let kept =
-            acknowledged.iter().map(|dot| Dot { counter: dot.counter.min(held.get(dot.replica)), ..dot });
-        *acknowledged = kept.collect();
+        let partition = self.partitions.entry(id).or_default();
+        let acknowledged = partition.acknowledged.iter();
+        let kept = acknowledged.map(|dot| Dot { counter: dot.counter.min(held.get(dot.replica)), ..dot });
+        partition.acknowledged = kept.collect();
+        let made = partition.commits.iter().map(|(&replica, commits)| (replica, commits.len() as u64));
+        let lost = made.filter_map(|(replica, made)| {
+            let kept = held.get(ReplicaId(replica));
+            (kept < made).then_some((replica, kept + 1))
+        });
+        partition.lost = lost.collect();
+    }
+
+    /// Whether a commit was durable and no disk held it when disks were last rolled back.
+    pub fn is_lost(&self, id: PartitionId, dot: Dot) -> bool {
+        let partition = self.partitions.get(&id);
+        partition.is_some_and(|partition| {
+            let made = partition.commits.get(&dot.replica.0).map_or(0, Vec::len) as u64;
+            partition.lost.get(&dot.replica.0).is_some_and(|&from| (from..=made).contains(&dot.counter))
+        })
+    }
+
+    /// A name is given again whose first bearer is nowhere any more: only if every disk was rolled back that could tell.
+    fn forget(&mut self, id: PartitionId, dot: Dot) {
+        let partition = self.partitions.entry(id).or_default();
+        if let Some(commits) = partition.commits.get_mut(&dot.replica.0) {
+            commits.truncate(dot.counter as usize - 1);
+        }
+        partition.lost.remove(&dot.replica.0);
+        partition.states.retain(|context, _| !context.covers(dot));
+        self.last_stamps.remove(&(dot.replica.0, id));
     }
 
     /// The events that a token names.

@@ -102,6 +102,13 @@ impl Requests {
         Ok(())
     }
 
+    /// Some commits are nowhere any more.
+    pub(crate) fn forget(&mut self, is_lost: impl Fn(PartitionId, Dot) -> bool) {
+        for ((partition, _), made) in &mut self.made {
+            made.retain(|(_, dot)| !is_lost(*partition, *dot));
+        }
+    }
+
     /// A node's disk was rolled back: what it told may be forgotten there.
     pub(crate) fn forgotten_by(&mut self, node: usize) {
         self.told.retain(|(who, _), _| *who != node);

@@ -282,6 +282,11 @@ impl World {
         self.nodes.len()
     }
 
+    /// What a node's disk holds.
+    pub fn disk(&self, node: usize) -> &MemStore {
+        &self.nodes[node].disk
+    }
+
     /// Whether a node's process runs.
     pub fn is_up(&self, node: usize) -> bool {
         self.nodes[node].node.is_some()
@@ -443,6 +448,7 @@ impl World {
 
     pub(crate) fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
         for commit in &group.commits {
+            self.check_name(commit)?;
             self.oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
             self.oracle.committed(commit)?;
         }
