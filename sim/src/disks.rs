@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use godwit_core::context::VersionVector;
+use godwit_core::context::{Dot, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::partition;
 use godwit_core::store::MemStore;
@@ -175,6 +175,7 @@ impl World {
         member.disk = disk;
         member.config.same_place = same_place;
         member.takes_part = true;
+        self.keys.copied(i, twin);
         self.start(twin)?;
         for pair in self.pairs().into_iter().filter(|pair| pair.1 == twin) {
             self.at(0, Event::Connect(pair));
@@ -205,6 +206,24 @@ impl World {
         for other in others.collect::<Vec<_>>() {
             self.disconnect(other);
         }
+    }
+
+    /// The name of a lost commit is given again: who would put back a disk that holds the first would hold another history
+    /// under the same names, and nobody could tell. Such copies are thrown away.
+    pub(crate) fn given_again(&mut self, id: PartitionId, dot: Dot) -> Result<(), Violation> {
+        self.trace.line(self.now_us, format_args!("{dot} of partition {id} is made again"));
+        for images in self.nodes.iter_mut().map(|node| &mut node.images) {
+            let mut kept = Vec::new();
+            for image in images.drain(..) {
+                let context = partition::stored_context(&image.disk, id);
+                let context = context.map_err(|error| Violation::new(10, error.to_string()))?;
+                if !context.covers(dot) {
+                    kept.push(image);
+                }
+            }
+            *images = kept;
+        }
+        Ok(())
     }
 
     fn something_was_lost(&mut self) -> Result<(), Violation> {

@@ -109,6 +109,13 @@ impl Requests {
         }
     }
 
+    /// A node begins on a copy of another's disk.
+    pub(crate) fn copied(&mut self, from: usize, to: usize) {
+        let inherited = self.unchanged.iter().filter(|(node, _)| *node == from).map(|(_, key)| (to, *key));
+        let inherited: Vec<_> = inherited.collect();
+        self.unchanged.extend(inherited);
+    }
+
     /// A node's disk was rolled back: what it told may be forgotten there.
     pub(crate) fn forgotten_by(&mut self, node: usize) {
         self.told.retain(|(who, _), _| *who != node);

@@ -448,7 +448,10 @@ impl World {
 
     pub(crate) fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
         for commit in &group.commits {
-            self.check_name(commit)?;
+            if self.oracle.is_lost(commit.partition, commit.dot) {
+                self.check_name(commit)?;
+                self.given_again(commit.partition, commit.dot)?;
+            }
             self.oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
             self.oracle.committed(commit)?;
         }
