@@ -29,6 +29,15 @@ impl From<StoreError> for StepError {
     }
 }
 
+/// What a synchronisation cost: both directions, greetings included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 /// Nodes without a network of their own.
 #[derive(Debug)]
 pub struct Cluster {
@@ -105,8 +114,9 @@ impl Cluster {
     }
 
     /// Connects two nodes until `to` has all that `from` has, by the protocol, and nothing else has moved: deltas in
-    /// the other direction are lost on the way.
-    pub fn sync(&mut self, from: usize, to: usize) -> Result<(), StepError> {
+    /// the other direction are lost on the way. Tells what it cost.
+    pub fn sync(&mut self, from: usize, to: usize) -> Result<Traffic, StepError> {
+        let mut traffic = Traffic::default();
         self.links += 1;
         let link = LinkId(self.links);
         let mut wire: VecDeque<(usize, Message)> = VecDeque::new();
@@ -123,6 +133,8 @@ impl Cluster {
                 let receiver = if sender == from { to } else { from };
                 let peer = self.members[sender].name.clone();
                 let bytes = message.encode(WIRE_VERSION).unwrap_or_default();
+                traffic.frames += 1;
+                traffic.bytes += bytes.len() as u64;
                 let outputs = self.step(receiver, Input::Frame { peer, link, bytes })?;
                 collect(&mut wire, receiver, outputs);
             }
@@ -131,7 +143,7 @@ impl Cluster {
                     let peer = self.members[peer].name.clone();
                     self.step(node, Input::Down { peer, link })?;
                 }
-                return Ok(());
+                return Ok(traffic);
             }
             self.now_us += 10_000;
             for node in [from, to] {

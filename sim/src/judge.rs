@@ -1,32 +1,38 @@
 //! What a step of a node's machine did, for the oracle: commits that clients asked for, commits that the node made of its
-//! own accord (folds), and answers without a commit, which are judged at once.
+//! own accord (folds), and answers without a commit, which are judged at once. Answers to commits with an idempotency key are
+//! held against what was made under the key ([`Requests`]).
 
 use std::collections::BTreeMap;
 
 use godwit_core::context::{Dot, VersionVector};
 use godwit_core::ids::{PartitionId, ReplicaId};
-use godwit_core::op::Write;
+use godwit_core::partition::CommitError;
 use godwit_proto::{Node, Output, Reply, RequestId};
 
 use crate::oracle::{Commit, Oracle, Violation};
+use crate::requests::Requests;
+use crate::workload::Ask;
 
 /// A request that is not answered.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) since: u64,
-    pub(crate) writes: Vec<Write>,
+    pub(crate) ask: Ask,
+    pub(crate) client: Option<usize>,
 }
 
 /// What a commit that is answered at once would have been refused for.
 pub(crate) struct Refusable {
     pub(crate) partition: PartitionId,
-    pub(crate) writes: Vec<Write>,
+    pub(crate) ask: Ask,
     pub(crate) saw: VersionVector,
 }
 
 /// A node after one step.
 pub(crate) struct Stepped<'a> {
     pub(crate) node: &'a Node,
+    /// Its number.
+    pub(crate) who: usize,
     pub(crate) open: &'a BTreeMap<RequestId, Asked>,
     /// What it had written before.
     pub(crate) written: &'a mut BTreeMap<(ReplicaId, PartitionId), u64>,
@@ -41,6 +47,7 @@ impl Stepped<'_> {
         outputs: &[Output],
         commits: &mut Vec<Commit>,
         oracle: &mut Oracle,
+        requests: &mut Requests,
     ) -> Result<(), Violation> {
         let replica = self.node.replica();
         let before = |context: &VersionVector, counter: u64| -> VersionVector {
@@ -51,24 +58,31 @@ impl Stepped<'_> {
         for output in outputs {
             let Output::Reply { request, reply } = output else { continue };
             let Some(asked) = self.open.get(request) else { continue };
-            let writes = asked.writes.clone();
+            let ask = &asked.ask;
+            let here = home(self.node, ask);
+            if let (Some(key), Some(partition)) = (ask.terms.request, here) {
+                requests.answered(self.who, partition, key, reply, self.node.context(partition))?;
+            }
+            let unknown = |commit: &Commit| Some(commit.partition) == here;
             match reply {
                 Reply::Committed { repeated: true, .. } | Reply::Stopping | Reply::Status(_) => {}
                 Reply::Committed { partition, commit: Some((dot, hlc)), context, .. } => {
                     let saw = before(context, dot.counter);
-                    let commit = Commit { partition: *partition, dot: *dot, hlc: Some(*hlc), writes, saw };
+                    let commit =
+                        Commit { partition: *partition, dot: *dot, hlc: Some(*hlc), ask: ask.clone(), saw };
                     named.insert((*partition, dot.counter), commit);
                 }
-                _ if commits.iter().any(|commit| Some(commit.partition) == home(self.node, &writes)) => {}
+                Reply::Refused(CommitError::KeyReused) => {}
+                _ if commits.iter().any(unknown) || named.values().any(unknown) => {}
                 Reply::Committed { partition, commit: None, context, .. } => {
-                    oracle.accepted(*partition, &writes, context)?;
-                    oracle.changed_nothing(*partition, &writes, context)?;
+                    oracle.accepted(*partition, ask, context)?;
+                    oracle.changed_nothing(*partition, ask, context)?;
                 }
                 Reply::Refused(refusal) => {
-                    if let Some((at_once, Refusable { partition, writes, saw })) = &self.before
+                    if let Some((at_once, Refusable { partition, ask, saw })) = &self.before
                         && at_once == request
                     {
-                        oracle.refused(*partition, writes, saw, refusal)?;
+                        oracle.refused(*partition, ask, saw, refusal)?;
                     }
                 }
             }
@@ -83,7 +97,7 @@ impl Stepped<'_> {
                     partition: id,
                     dot,
                     hlc: None,
-                    writes: Vec::new(),
+                    ask: Ask::default(),
                     saw: before(context, counter),
                 };
                 commits.push(named.remove(&(id, counter)).unwrap_or_else(unasked));
@@ -93,6 +107,6 @@ impl Stepped<'_> {
     }
 }
 
-fn home(node: &Node, writes: &[Write]) -> Option<PartitionId> {
-    writes.first().map(|write| write.record.partition(node.config().partitions))
+fn home(node: &Node, ask: &Ask) -> Option<PartitionId> {
+    ask.writes.first().map(|write| write.record.partition(node.config().partitions))
 }

@@ -8,14 +8,18 @@
 //! - [`spec`]: the meaning of the types, as plain code over histories of events; shares nothing with the engine;
 //! - [`oracle`]: what must hold (DESIGN.md §5), checked while a run goes on;
 //! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
-//! - [`workload`]: what clients do, on tiny key spaces, since collisions find bugs;
+//! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
 //! - [`run`]: from a seed to a verdict: faults, then healing and convergence;
 //! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
 
+mod checks;
+pub mod clients;
 pub mod cluster;
+mod disks;
 mod judge;
 pub mod network;
 pub mod oracle;
+mod requests;
 pub mod run;
 pub mod spec;
 pub mod trace;

@@ -7,18 +7,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use godwit_core::context::{Dot, VersionVector};
+use godwit_core::context::{Dot, Seen, VersionVector};
 use godwit_core::digest;
-use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
-use godwit_core::op::Write;
+use godwit_core::ids::{Key, PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::{self, CommitError};
-use godwit_core::read::{self, FieldView, ReadLimits, Value};
+use godwit_core::read::{self, FieldView, ReadError, ReadLimits, Value};
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreRead;
 use godwit_core::time::Hlc;
 
 use crate::spec::{Event, EventId, EventSet, History, SpecOp, SpecRecord, SpecType, SpecValue, Stamp};
-use crate::workload;
+use crate::workload::{self, Ask};
 
 /// Something that must hold did not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +63,7 @@ pub struct Commit {
     /// Its stamp; of a commit that a client asked for.
     pub hlc: Option<Hlc>,
     /// What was asked for; nothing, of a commit that the node made of its own accord: that means nothing.
-    pub writes: Vec<Write>,
+    pub ask: Ask,
     /// What the origin had applied.
     pub saw: VersionVector,
 }
@@ -73,7 +72,8 @@ pub struct Commit {
 #[derive(Debug, Default)]
 pub struct Oracle {
     partitions: BTreeMap<PartitionId, PartitionOracle>,
-    last_stamps: BTreeMap<u64, Hlc>,
+    /// By replica and partition.
+    last_stamps: BTreeMap<(u64, PartitionId), Hlc>,
     reads: u64,
 }
 
@@ -83,6 +83,8 @@ struct PartitionOracle {
     /// The events of each commit, by replica and counter from 1.
     commits: BTreeMap<u64, Vec<Vec<EventId>>>,
     acknowledged: VersionVector,
+    /// What no disk holds any more: by replica, the counter from which on commits are lost.
+    lost: BTreeMap<u64, u64>,
     /// The digest of the state at each context that was met.
     states: BTreeMap<VersionVector, [u8; 32]>,
 }
@@ -101,7 +103,10 @@ impl Oracle {
     /// A commit became durable at its origin.
     pub fn committed(&mut self, commit: &Commit) -> Result<(), Violation> {
         let replica = commit.dot.replica.0;
-        let last = self.last_stamps.entry(replica).or_default();
+        if self.is_lost(commit.partition, commit.dot) {
+            self.forget(commit.partition, commit.dot);
+        }
+        let last = self.last_stamps.entry((replica, commit.partition)).or_default();
         if let Some(hlc) = commit.hlc {
             if hlc <= *last {
                 return Err(Violation::new(
@@ -117,16 +122,18 @@ impl Oracle {
             let what = format!("{} was made on {:?}, not causally closed", commit.dot, commit.saw);
             return Err(Violation::new(7, what));
         }
+        let seen = commit.ask.terms.seen.as_ref().map(|seen| partition.seen(seen)).transpose()?;
         let events: Vec<EventId> = commit
-            .writes
-            .iter()
-            .map(|write| {
-                partition.history.push(Event {
-                    stamp: Stamp { hlc: last.0, replica },
-                    record: write.record.to_string(),
-                    ops: write.ops.iter().map(workload::spec_op).collect(),
-                    saw: saw.clone(),
-                })
+            .ask
+            .spec()
+            .into_iter()
+            .map(|(record, ops)| {
+                let stamp = Stamp { hlc: last.0, replica };
+                let event = Event { stamp, record, ops, saw: saw.clone() };
+                match &seen {
+                    Some(seen) => partition.history.push_seen(event, seen.clone()),
+                    None => partition.history.push(event),
+                }
             })
             .collect();
         let commits = partition.commits.entry(replica).or_default();
@@ -145,17 +152,56 @@ impl Oracle {
         self.partitions.entry(id).or_default().acknowledged.advance(dot);
     }
 
+    /// Some nodes' disks were rolled back: what no node holds any more is not owed any more.
+    pub fn lost(&mut self, id: PartitionId, held: &VersionVector) {
+        let partition = self.partitions.entry(id).or_default();
+        let acknowledged = partition.acknowledged.iter();
+        let kept = acknowledged.map(|dot| Dot { counter: dot.counter.min(held.get(dot.replica)), ..dot });
+        partition.acknowledged = kept.collect();
+        let made = partition.commits.iter().map(|(&replica, commits)| (replica, commits.len() as u64));
+        let lost = made.filter_map(|(replica, made)| {
+            let kept = held.get(ReplicaId(replica));
+            (kept < made).then_some((replica, kept + 1))
+        });
+        partition.lost = lost.collect();
+    }
+
+    /// Whether a commit was durable and no disk held it when disks were last rolled back.
+    pub fn is_lost(&self, id: PartitionId, dot: Dot) -> bool {
+        let partition = self.partitions.get(&id);
+        partition.is_some_and(|partition| {
+            let made = partition.commits.get(&dot.replica.0).map_or(0, Vec::len) as u64;
+            partition.lost.get(&dot.replica.0).is_some_and(|&from| (from..=made).contains(&dot.counter))
+        })
+    }
+
+    /// A name is given again whose first bearer is nowhere any more: only if every disk was rolled back that could tell.
+    fn forget(&mut self, id: PartitionId, dot: Dot) {
+        let partition = self.partitions.entry(id).or_default();
+        if let Some(commits) = partition.commits.get_mut(&dot.replica.0) {
+            commits.truncate(dot.counter as usize - 1);
+        }
+        partition.lost.remove(&dot.replica.0);
+        partition.states.retain(|context, _| !context.covers(dot));
+        self.last_stamps.remove(&(dot.replica.0, id));
+    }
+
+    /// The events that a token names.
+    pub fn seen(&mut self, id: PartitionId, seen: &Seen) -> Result<EventSet, Violation> {
+        self.partitions.entry(id).or_default().seen(seen)
+    }
+
     /// A commit changed nothing: rightly so?
     pub fn changed_nothing(
         &mut self,
         id: PartitionId,
-        writes: &[Write],
+        ask: &Ask,
         saw: &VersionVector,
     ) -> Result<(), Violation> {
         let partition = self.partitions.entry(id).or_default();
         let visible = partition.visible(saw)?;
-        for write in writes {
-            let ops: Vec<SpecOp> = write.ops.iter().map(workload::spec_op).collect();
+        let seen = ask.terms.seen.as_ref().map(|seen| partition.seen(seen)).transpose()?;
+        for (name, ops) in ask.spec() {
             let takes = |op: &SpecOp| {
                 matches!(
                     op,
@@ -163,14 +209,16 @@ impl Oracle {
                 )
             };
             if !ops.iter().any(takes) {
-                return Err(Violation::new(2, format!("{ops:?} on {} changed nothing", write.record)));
+                return Err(Violation::new(2, format!("{ops:?} on {name} changed nothing")));
             }
-            let name = write.record.to_string();
             let before = partition.history.read(&name, &visible);
             let mut history = partition.history.clone();
             let stamp = Stamp { hlc: u64::MAX, replica: 0 };
-            let event =
-                history.push(Event { stamp, record: name.clone(), ops: ops.clone(), saw: visible.clone() });
+            let event = Event { stamp, record: name.clone(), ops: ops.clone(), saw: visible.clone() };
+            let event = match &seen {
+                Some(seen) => history.push_seen(event, seen.clone()),
+                None => history.push(event),
+            };
             let mut with = visible.clone();
             with.insert(event);
             let after = history.read(&name, &with);
@@ -188,55 +236,54 @@ impl Oracle {
     pub fn refused(
         &mut self,
         id: PartitionId,
-        writes: &[Write],
+        ask: &Ask,
         saw: &VersionVector,
         refusal: &CommitError,
     ) -> Result<(), Violation> {
-        let expected = self.expected_refusal(id, writes, saw)?;
+        let expected = self.expected_refusal(id, ask, saw)?;
         match refusal {
             CommitError::Refused { write, refusal } if expected == Some((*write, refusal.op)) => Ok(()),
-            _ => Err(Violation::new(2, format!("{writes:?} was refused ({refusal}), expected {expected:?}"))),
+            _ => Err(Violation::new(2, format!("{ask:?} was refused ({refusal}), expected {expected:?}"))),
         }
     }
 
     /// A commit was accepted: rightly so?
-    pub fn accepted(
-        &mut self,
-        id: PartitionId,
-        writes: &[Write],
-        saw: &VersionVector,
-    ) -> Result<(), Violation> {
-        match self.expected_refusal(id, writes, saw)? {
+    pub fn accepted(&mut self, id: PartitionId, ask: &Ask, saw: &VersionVector) -> Result<(), Violation> {
+        match self.expected_refusal(id, ask, saw)? {
             None => Ok(()),
-            Some(at) => {
-                Err(Violation::new(2, format!("{writes:?} was accepted, but {at:?} has another type")))
-            }
+            Some(at) => Err(Violation::new(
+                2,
+                format!(
+                    "{ask:?} was accepted, but {at:?} has another type, or takes what its client has not seen"
+                ),
+            )),
         }
     }
 
     fn expected_refusal(
         &mut self,
         id: PartitionId,
-        writes: &[Write],
+        ask: &Ask,
         saw: &VersionVector,
     ) -> Result<Option<(usize, usize)>, Violation> {
         let partition = self.partitions.entry(id).or_default();
         let visible = partition.visible(saw)?;
-        Ok(writes.iter().enumerate().find_map(|(i, write)| {
-            let ops: Vec<SpecOp> = write.ops.iter().map(workload::spec_op).collect();
-            partition.history.first_refused(&write.record.to_string(), &ops, &visible).map(|op| (i, op))
+        let seen = ask.terms.seen.as_ref().map(|seen| partition.seen(seen)).transpose()?;
+        Ok(ask.spec().into_iter().enumerate().find_map(|(i, (record, ops))| {
+            let refused = partition.history.first_refused_seen(&record, &ops, &visible, seen.as_ref());
+            refused.map(|op| (i, op))
         }))
     }
 
     /// Compares a replica's durable state of a partition with what must be there: every record that clients touch, and
-    /// the bytes with those of any replica that had applied the same. Returns its context.
+    /// the bytes with those of any replica that had applied the same. Returns its context, and the records that exist.
     pub fn check(
         &mut self,
         store: &impl StoreRead,
         partitions: u16,
         id: PartitionId,
         whose: &str,
-    ) -> Result<VersionVector, Violation> {
+    ) -> Result<(VersionVector, Vec<Key>), Violation> {
         let broken = |error: godwit_core::store::StoreError| Violation::new(10, format!("{whose}: {error}"));
         let context = partition::stored_context(store, id).map_err(broken)?;
         let partition = self.partitions.entry(id).or_default();
@@ -247,6 +294,7 @@ impl Oracle {
                 format!("{whose} has applied {context:?} of partition {id}, not causally closed"),
             ));
         }
+        let mut exist = Vec::new();
         for record in workload::records().iter().filter(|record| record.partition(partitions) == id) {
             self.reads += 1;
             let seen = read::record(store, partitions, record, ReadLimits::NONE)
@@ -254,6 +302,12 @@ impl Oracle {
             let expected = partition.history.read(&record.to_string(), &visible);
             compare(record, &seen, &expected)
                 .map_err(|what| Violation::new(2, format!("{whose}: {what} (applied {context:?})")))?;
+            if !expected.is_empty() {
+                exist.push(record.key.clone());
+            }
+            check_sizes(store, partitions, record, &expected)
+                .map_err(|error| Violation::new(10, format!("{whose}: {error}")))?
+                .map_err(|what| Violation::new(2, format!("{whose}: {what}")))?;
             check_mark(store, partitions, record)
                 .map_err(broken)?
                 .map_err(|what| Violation::new(2, format!("{whose}: {what}")))?;
@@ -268,20 +322,18 @@ impl Oracle {
                 ),
             ));
         }
-        Ok(context)
+        Ok((context, exist))
     }
 
-    /// A replica must have every commit that a client was told of (after healing), or at least its own (always).
+    /// A replica must have every commit that a client was told of (after healing).
     pub fn has_acknowledged(
         &self,
         id: PartitionId,
         context: &VersionVector,
-        owed_by: impl Fn(ReplicaId) -> bool,
         whose: &str,
     ) -> Result<(), Violation> {
         let Some(partition) = self.partitions.get(&id) else { return Ok(()) };
-        let mut owed = partition.acknowledged.iter().filter(|dot| owed_by(dot.replica));
-        match owed.find(|dot| !context.covers(*dot)) {
+        match partition.acknowledged.iter().find(|dot| !context.covers(*dot)) {
             None => Ok(()),
             Some(dot) => Err(Violation::new(
                 3,
@@ -292,6 +344,18 @@ impl Oracle {
 }
 
 impl PartitionOracle {
+    fn seen(&self, seen: &Seen) -> Result<EventSet, Violation> {
+        let mut events = self.visible(seen.vector())?;
+        for dot in seen.cloud() {
+            let commits = self.commits.get(&dot.replica.0).map_or(&[][..], Vec::as_slice);
+            let commit = commits.get(dot.counter as usize - 1);
+            let commit =
+                commit.ok_or_else(|| Violation::new(6, format!("a token names {dot}, which nobody made")))?;
+            commit.iter().for_each(|&event| events.insert(event));
+        }
+        Ok(events)
+    }
+
     fn visible(&self, context: &VersionVector) -> Result<EventSet, Violation> {
         let mut visible = EventSet::default();
         for dot in context.iter() {
@@ -339,6 +403,26 @@ pub fn as_spec(views: &[FieldView]) -> SpecRecord {
 fn compare(record: &RecordId, seen: &[FieldView], expected: &SpecRecord) -> Result<(), String> {
     let seen = as_spec(seen);
     if seen == *expected { Ok(()) } else { Err(format!("{record} reads {seen:?}, must be {expected:?}")) }
+}
+
+/// The size of a set, kept by the node or counted at once, is the number of its members.
+fn check_sizes(
+    store: &impl StoreRead,
+    partitions: u16,
+    record: &RecordId,
+    expected: &SpecRecord,
+) -> Result<Result<(), String>, ReadError> {
+    for field in workload::set_fields() {
+        let size = read::size(store, partitions, record, &field)?;
+        let members = match expected.get(&(field.to_string(), SpecType::Set)) {
+            Some(SpecValue::Set(members)) => members.len() as u64,
+            _ => 0,
+        };
+        if size != members {
+            return Ok(Err(format!("{record}: {field} has the size {size}, must have {members}")));
+        }
+    }
+    Ok(Ok(()))
 }
 
 /// A record is marked exactly if it has rows.

@@ -21,7 +21,12 @@
 //! node may apply a commit before one of another partition that it saw, so closing the relation
 //! across partitions would claim too much for later commits.
 //!
-//! Not here: `zset`, `document`, `unique`, expiry; a keyed increment that two regions accepted.
+//! - Increments made under an idempotency key count once: of several commits that made one under one key, the one with the
+//!   greatest stamp counts among those that survive.
+//! - Sums cannot be split: a client that says what it had seen cannot clear a counter while an increment survives there,
+//!   made without a key, that it has not seen ([`History::first_refused_seen`]).
+//!
+//! Not here: `zset`, `document`, `unique`, expiry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +51,8 @@ pub enum SpecOp {
     /// The value is compact JSON, compared as text.
     Set { field: String, value: String },
     Incr { field: String, by: i64 },
+    /// Under an idempotency key.
+    IncrOnce { field: String, by: i64, key: String },
     Enable { field: String },
     Disable { field: String },
     Add { field: String, members: Vec<String> },
@@ -59,10 +66,10 @@ pub enum SpecOp {
 impl SpecOp {
     /// The field and the type that the operation names, if any.
     pub fn target(&self) -> (Option<&str>, Option<SpecType>) {
-        use SpecOp::{Add, Clear, Delete, Disable, Enable, Incr, Remove, Set};
+        use SpecOp::{Add, Clear, Delete, Disable, Enable, Incr, IncrOnce, Remove, Set};
         match self {
             Set { field, .. } => (Some(field), Some(SpecType::Register)),
-            Incr { field, .. } => (Some(field), Some(SpecType::Counter)),
+            Incr { field, .. } | IncrOnce { field, .. } => (Some(field), Some(SpecType::Counter)),
             Enable { field } | Disable { field } => (Some(field), Some(SpecType::Flag)),
             Add { field, .. } | Remove { field, .. } => (Some(field), Some(SpecType::Set)),
             Clear { field } => (Some(field), None),
@@ -204,10 +211,11 @@ impl History {
     /// # Panics
     /// If `seen` or `event.saw` is not a closed set of earlier events, or `seen` not part of it.
     pub fn push_seen(&mut self, mut event: Event, seen: EventSet) -> EventId {
-        use SpecOp::{Add, Enable, Incr};
+        use SpecOp::{Add, Enable, Incr, IncrOnce};
         let closed = self.is_causally_closed(&seen) && self.is_causally_closed(&event.saw);
         assert!(closed && seen.is_subset(&event.saw), "{seen:?} {event:?}");
-        let sees_node = |op: &SpecOp| matches!(op, Incr { .. } | Enable { .. } | Add { .. });
+        let sees_node =
+            |op: &SpecOp| matches!(op, Incr { .. } | IncrOnce { .. } | Enable { .. } | Add { .. });
         if !event.ops.iter().any(sees_node) {
             event.saw = seen;
             return self.push(event);
@@ -235,7 +243,7 @@ impl History {
         let names: BTreeSet<&str> = micros.iter().filter_map(|m| m.op.target().0).collect();
         let mut out = SpecRecord::new();
         for field in names {
-            for (kind, value) in self.values(field, &micros) {
+            for (kind, value) in self.values(field, &micros, None) {
                 out.insert((field.to_owned(), kind), value);
             }
         }
@@ -245,20 +253,53 @@ impl History {
     /// The types that live under a name, the one that a read by name prefers first.
     pub fn live_types(&self, record: &str, field: &str, visible: &EventSet) -> Vec<SpecType> {
         let micros = self.micros(record, visible, &[]);
-        self.values(field, &micros).into_keys().collect()
+        self.values(field, &micros, None).into_keys().collect()
     }
 
-    /// The index of the first operation that has to be refused (409 `type-mismatch`) in a commit
-    /// that sees the visible events: a live field of that name has another type, and none has the
-    /// operation's own. An operation sees what earlier ones of its commit did.
+    /// [`Self::first_refused_seen`] for a client that does not say what it had seen.
     pub fn first_refused(&self, record: &str, ops: &[SpecOp], visible: &EventSet) -> Option<usize> {
+        self.first_refused_seen(record, ops, visible, None)
+    }
+
+    /// The index of the first operation that has to be refused in a commit at a node that has applied the visible events,
+    /// of a client that may say what it had seen of them. Refused is (409 `type-mismatch`) what finds a live field of that
+    /// name with another type and none with the operation's own; an operation sees what earlier ones of its commit
+    /// did. Refused is as well (409 `stale-seen`) a clear of a counter that holds what the client has not seen.
+    pub fn first_refused_seen(
+        &self,
+        record: &str,
+        ops: &[SpecOp],
+        visible: &EventSet,
+        seen: Option<&EventSet>,
+    ) -> Option<usize> {
         let refused = |(index, op): (usize, &SpecOp)| {
+            let stale = matches!(op, SpecOp::Clear { .. } | SpecOp::Delete)
+                && seen.is_some_and(|seen| self.holds_unseen(record, op.target().0, visible, seen));
             let micros = self.micros(record, visible, &ops[..index]);
-            let (field, kind) = op.target();
-            let live = self.values(field?, &micros);
-            (!live.is_empty() && !live.contains_key(&kind?)).then_some(index)
+            let mismatch = match op.target() {
+                (Some(field), Some(kind)) => {
+                    let live = self.values(field, &micros, seen);
+                    !live.is_empty() && !live.contains_key(&kind)
+                }
+                _ => false,
+            };
+            (stale || mismatch).then_some(index)
         };
         ops.iter().enumerate().find_map(refused)
+    }
+
+    /// Whether an increment made without a key survives that is not seen, in a field or any field.
+    fn holds_unseen(&self, record: &str, field: Option<&str>, visible: &EventSet, seen: &EventSet) -> bool {
+        let micros = self.micros(record, visible, &[]);
+        micros.iter().any(|given| {
+            let SpecOp::Incr { field: of, .. } = given.op else { return false };
+            let taken = |taking: &Micro<'_>| {
+                taking.op.target().0.is_none_or(|name| name == of)
+                    && taking.takes(given)
+                    && self.saw(taking, given, None)
+            };
+            field.is_none_or(|field| field == of) && !seen.contains(given.at.0) && !micros.iter().any(taken)
+        })
     }
 
     /// The micro-operations on a record, in a view. `more` are the operations of a pending event,
@@ -283,38 +324,51 @@ impl History {
         out
     }
 
-    /// Whether a taking saw what was given.
-    fn saw(&self, taking: &Micro<'_>, given: &Micro<'_>) -> bool {
+    /// Whether a taking saw what was given; `pending` is what takings of a pending event saw, if not all.
+    fn saw(&self, taking: &Micro<'_>, given: &Micro<'_>, pending: Option<&EventSet>) -> bool {
         let ((taker, later), (giver, earlier)) = (taking.at, given.at);
         if taker == giver {
             return earlier < later;
         }
         let whole = self.events.get(taker.0).map(|event| &event.saw);
-        let saw = self.seen.get(&taker).or(whole);
-        saw.is_none_or(|saw| saw.contains(giver)) // A pending event saw all.
+        let saw = self.seen.get(&taker).or(whole).or(pending);
+        saw.is_none_or(|saw| saw.contains(giver))
     }
 
     /// What lives under a name.
-    fn values(&self, field: &str, micros: &[Micro<'_>]) -> BTreeMap<SpecType, SpecValue> {
+    fn values(
+        &self,
+        field: &str,
+        micros: &[Micro<'_>],
+        pending: Option<&EventSet>,
+    ) -> BTreeMap<SpecType, SpecValue> {
         let of_field = |m: &&Micro<'_>| m.op.target().0.is_none_or(|name| name == field);
         let micros: Vec<&Micro<'_>> = micros.iter().filter(of_field).collect();
         let mut sets: Vec<(Option<Stamp>, String)> = Vec::new(); // A pending set has no stamp.
         let mut sum: Option<i128> = None;
+        // By key, then by the commit's stamp (a pending one has none).
+        let mut once: BTreeMap<&str, BTreeMap<Option<Stamp>, i128>> = BTreeMap::new();
         let mut enabled = false;
         let mut members = BTreeSet::new();
         for given in &micros {
             let mut latest_first = micros.iter().rev(); // Any order would do: this is quicker.
-            if latest_first.any(|taking| taking.takes(given) && self.saw(taking, given)) {
+            if latest_first.any(|taking| taking.takes(given) && self.saw(taking, given, pending)) {
                 continue;
             }
             let stamp = self.events.get(given.at.0.0).map(|event| event.stamp);
             match given.op {
                 SpecOp::Set { value, .. } => sets.push((stamp, value.clone())),
                 SpecOp::Incr { by, .. } => sum = Some(sum.unwrap_or(0) + i128::from(*by)),
+                SpecOp::IncrOnce { by, key, .. } => {
+                    *once.entry(key).or_default().entry(stamp).or_default() += i128::from(*by);
+                }
                 SpecOp::Enable { .. } => enabled = true,
                 SpecOp::Add { .. } => members.extend(given.member.map(str::to_owned)),
                 _ => {}
             }
+        }
+        for by in once.values().filter_map(|commits| commits.values().next_back()) {
+            sum = Some(sum.unwrap_or(0) + by);
         }
         let mut out = BTreeMap::new();
         sets.sort_unstable();

@@ -4,9 +4,10 @@
 //! commit meets another one. Some operations are refused (two types under one name), some change nothing, and the
 //! oracle knows which.
 
+use godwit_core::delta::RequestKey;
 use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::json::Json;
-use godwit_core::op::{Op, Write};
+use godwit_core::op::{Op, Terms, Write};
 use godwit_core::rng::Rng;
 
 use crate::spec::SpecOp;
@@ -15,6 +16,67 @@ const KEYS: [&str; 3] = ["k1", "k2", "k3"];
 const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const VALUES: [&str; 3] = ["1", "\"two\"", "[3]"];
 const FIELD_ANY: &str = "any";
+
+/// A counter that is only ever incremented, and only under idempotency keys.
+const FIELD_ONCE: &str = "once";
+
+/// What a client asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// The writes.
+    pub writes: Vec<Write>,
+    /// Their terms.
+    pub terms: Terms,
+}
+
+impl Ask {
+    /// The specification's view: records and operations.
+    pub fn spec(&self) -> Vec<(String, Vec<SpecOp>)> {
+        let ops = |write: &Write| write.ops.iter().map(|op| self.spec_op(op)).collect();
+        self.writes.iter().map(|write| (write.record.to_string(), ops(write))).collect()
+    }
+
+    fn spec_op(&self, op: &Op) -> SpecOp {
+        match (op, &self.terms.request) {
+            (Op::Incr { field, by }, Some(request)) => {
+                SpecOp::IncrOnce { field: field.to_string(), by: *by, key: format!("{:02x?}", request.key) }
+            }
+            _ => spec_op(op),
+        }
+    }
+}
+
+/// An idempotency key by number, for what is asked for under it.
+pub fn request_key(number: u64, writes: &[Write]) -> RequestKey {
+    let digest = blake3::hash(format!("{writes:?}").as_bytes());
+    let mut asked = [0; 16];
+    asked.copy_from_slice(&digest.as_bytes()[..16]);
+    RequestKey { key: u128::from(number).to_be_bytes(), asked }
+}
+
+/// The namespace of all records.
+pub fn namespace() -> Namespace {
+    Namespace::new("sim").expect("a constant name")
+}
+
+/// The fields that may be sets.
+pub fn set_fields() -> [Field; 2] {
+    [field("set"), field(FIELD_ANY)]
+}
+
+/// A commit to a record that does nothing but increment, for a run in which the windows of idempotency keys end.
+pub fn commit_once(rng: &mut Rng) -> Vec<Write> {
+    let record = rng.pick(&records()).clone();
+    let by = rng.below(20) as i64 - 8;
+    vec![Write { record, ops: vec![Op::Incr { field: field(FIELD_ONCE), by }] }]
+}
+
+/// The writes without deletions, which would take what is only ever incremented.
+pub fn without_deletions(writes: &mut [Write]) {
+    for op in writes.iter_mut().flat_map(|write| &mut write.ops).filter(|op| **op == Op::Delete) {
+        *op = Op::Clear { field: field("counter") };
+    }
+}
 
 /// The records that a workload touches.
 pub fn records() -> Vec<RecordId> {
@@ -99,6 +161,5 @@ fn field(name: &str) -> Field {
 }
 
 fn record(key: &str) -> RecordId {
-    let namespace = Namespace::new("sim").expect("a constant name");
-    RecordId { namespace, key: Key::new(key).expect("a constant name") }
+    RecordId { namespace: namespace(), key: Key::new(key).expect("a constant name") }
 }

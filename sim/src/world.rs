@@ -4,32 +4,35 @@
 //! batch, the batch becomes durable after the time of an fsync, and only then outputs are released. A crash at any
 //! moment between loses what was not durable: the batch of the moment is lost or kept whole, as a write-ahead log
 //! does it, and its outputs are lost either way.
+//!
+//! What clients do here is in [`crate::clients`], what becomes of processes and disks in [`crate::disks`], what is looked at in
+//! [`crate::checks`].
 
 use std::collections::{BTreeMap, VecDeque};
 
 use godwit_core::context::VersionVector;
-use godwit_core::digest;
-use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
-use godwit_core::op::{Limits, Terms, Write};
-use godwit_core::partition;
+use godwit_core::op::Limits;
 use godwit_core::rng::Rng;
+use godwit_core::row::FieldType;
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::incarnation::CONFIRM_WAIT_US;
-use godwit_proto::message::WIRE_VERSION;
-use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId};
+use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, RequestId};
 
+use crate::clients::{Client, Plan};
+use crate::disks::Image;
 use crate::judge::{Asked, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
+use crate::requests::Requests;
 use crate::run::RunConfig;
 use crate::trace::Trace;
+use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
-const ANSWER_US_MAX: u64 = CONFIRM_WAIT_US + 1_000_000;
-/// More than any delta of the workload has.
-const SMALL_DELTA_BYTES: usize = 4096;
+pub(crate) const ANSWER_US_MAX: u64 = CONFIRM_WAIT_US + 1_000_000;
 /// Wall time at the beginning, in milliseconds since 1970.
 const WALL_START_MS: u64 = 1_800_000_000_000;
 
@@ -37,7 +40,18 @@ const WALL_START_MS: u64 = 1_800_000_000_000;
 #[derive(Debug)]
 pub enum Event {
     /// A client commits at a node.
-    Client(usize, Vec<Write>),
+    Client(usize, Ask),
+    /// A client with a token does something at a node.
+    Session {
+        /// The client.
+        client: usize,
+        /// The node.
+        node: usize,
+        /// What it does.
+        plan: Plan,
+    },
+    /// Somebody asks a node for the size of a set, so that it is kept from then on.
+    Count(usize, RecordId, Field),
     /// A read of a node's whole state is compared with the specification.
     Check(usize),
     /// A batch becomes durable.
@@ -76,39 +90,66 @@ pub enum Event {
     Crash(usize),
     /// It starts again.
     Start(usize),
+    /// A node is told to stop, and starts again so many microseconds after it has.
+    Stop(usize, u64),
+    /// A process that has said that it stops ends, and starts again so many microseconds later.
+    End {
+        /// The node.
+        node: usize,
+        /// Its life.
+        life: u64,
+        /// The time until it starts again.
+        outage_us: u64,
+    },
+    /// A node's disk is copied, to be put back later.
+    Backup(usize),
+    /// Nodes are killed and get back earlier copies of their disks.
+    Rollback(Vec<usize>),
+    /// A second process starts on a copy of a node's directory, under the same name.
+    Copy(usize),
+    /// A process ends for good.
+    Retire(usize),
     /// A node's wall clock is set, in milliseconds off.
     ClockStep(usize, i64),
 }
 
 /// A node with its process, disk and clock.
 #[derive(Debug)]
-struct Machinery {
-    name: String,
-    config: NodeConfig,
-    node: Option<Node>,
-    disk: MemStore,
-    life: u64,
-    inbox: VecDeque<Input>,
-    group: Option<Group>,
-    timer: Option<u64>,
-    clock_offset_ms: i64,
-    fsync_us: u64,
-    group_max: usize,
+pub(crate) struct Machinery {
+    pub(crate) name: String,
+    pub(crate) config: NodeConfig,
+    /// The newest wire version that it speaks.
+    pub(crate) wire: u8,
+    pub(crate) node: Option<Node>,
+    pub(crate) disk: MemStore,
+    pub(crate) life: u64,
+    pub(crate) inbox: VecDeque<Input>,
+    pub(crate) group: Option<Group>,
+    pub(crate) timer: Option<u64>,
+    pub(crate) clock_offset_ms: i64,
+    pub(crate) fsync_us: u64,
+    pub(crate) group_max: usize,
     /// What a reader last saw applied, by partition: it must never shrink.
-    seen: BTreeMap<PartitionId, VersionVector>,
+    pub(crate) seen: BTreeMap<PartitionId, VersionVector>,
+    /// What this node itself told clients that it had committed: it must have it.
+    pub(crate) promised: BTreeMap<PartitionId, VersionVector>,
     /// Requests not answered: since when, and what.
-    open: BTreeMap<RequestId, Asked>,
-    /// Its incarnations that have written something durable, and how much, by partition.
-    written: BTreeMap<(ReplicaId, PartitionId), u64>,
-    /// The same, with what is on its way to the disk.
-    begun: BTreeMap<(ReplicaId, PartitionId), u64>,
+    pub(crate) open: BTreeMap<RequestId, Asked>,
+    /// Commits by incarnation and partition, those on their way to the disk too.
+    pub(crate) begun: BTreeMap<(ReplicaId, PartitionId), u64>,
+    /// The request to stop, and how long the node is to be down then.
+    pub(crate) stopping: Option<(RequestId, u64)>,
+    /// Copies of its disk, the latest last.
+    pub(crate) images: Vec<Image>,
+    /// Whether it takes part: the place of a copied process is empty at first, and one of the two ends for good.
+    pub(crate) takes_part: bool,
 }
 
 /// A batch on its way to the disk.
 #[derive(Debug)]
-struct Group {
-    effects: Effects<Output>,
-    commits: Vec<Commit>,
+pub(crate) struct Group {
+    pub(crate) effects: Effects<Output>,
+    pub(crate) commits: Vec<Commit>,
 }
 
 /// Everything.
@@ -122,12 +163,16 @@ pub struct World {
     pub trace: Trace,
     /// What must hold.
     pub oracle: Oracle,
-    partitions: u16,
-    nodes: Vec<Machinery>,
-    network: Network,
+    pub(crate) partitions: u16,
+    pub(crate) nodes: Vec<Machinery>,
+    pub(crate) network: Network,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) keys: Requests,
+    /// Whether commits that wait for ever are allowed: what they depend on may have been lost with a disk.
+    pub(crate) may_wait_for_ever: bool,
     queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
-    requests: u64,
+    pub(crate) requests: u64,
     /// Frames sent, for the report.
     pub frames: u64,
     /// Commits acknowledged, for the report.
@@ -144,23 +189,26 @@ impl World {
             oracle: Oracle::default(),
             partitions: config.partitions,
             nodes: Vec::new(),
-            network: Network::new(config.network.clone(), config.nodes),
+            network: Network::new(config.network.clone(), config.places()),
+            clients: vec![Client::default(); config.clients],
+            keys: Requests::default(),
+            may_wait_for_ever: false,
             queue: BTreeMap::new(),
             sequence: 0,
             requests: 0,
             frames: 0,
             acknowledged: 0,
         };
-        for i in 0..config.nodes {
-            let name = format!("n{i}");
+        for i in 0..config.places() {
+            // The last place may be that of a copied process.
+            let own = if i < config.nodes { i } else { config.copied.unwrap_or(0) };
+            let name = format!("n{own}");
+            let others = (0..config.nodes).filter(|&other| other != own);
             let node = NodeConfig {
                 cluster: "sim".into(),
                 node: name.clone(),
-                region: format!("r{i}"),
-                members: (0..config.nodes)
-                    .filter(|&other| other != i)
-                    .map(|other| format!("n{other}"))
-                    .collect(),
+                region: format!("r{own}"),
+                members: others.map(|other| format!("n{other}")).collect(),
                 seed: 0,
                 same_place: true,
                 partitions: config.partitions,
@@ -172,23 +220,29 @@ impl World {
             world.nodes.push(Machinery {
                 name,
                 config: node,
+                wire: config.wires[own],
                 node: None,
                 disk: MemStore::default(),
                 life: 0,
                 inbox: VecDeque::new(),
                 group: None,
                 timer: None,
-                clock_offset_ms: config.clock_offsets_ms[i],
-                fsync_us: config.fsync_us[i],
+                clock_offset_ms: config.clock_offsets_ms[own],
+                fsync_us: config.fsync_us[own],
                 group_max: config.group_max,
                 seen: BTreeMap::new(),
+                promised: BTreeMap::new(),
                 open: BTreeMap::new(),
-                written: BTreeMap::new(),
                 begun: BTreeMap::new(),
+                stopping: None,
+                images: Vec::new(),
+                takes_part: i < config.nodes,
             });
-            world.start(i)?;
+            if i < config.nodes {
+                world.start(i)?;
+            }
         }
-        for pair in world.network.pairs() {
+        for pair in world.pairs() {
             world.at(config.network.connect_us, Event::Connect(pair));
         }
         Ok(world)
@@ -216,14 +270,21 @@ impl World {
         Ok(true)
     }
 
-    /// All links of the world.
+    /// All links of the world, between nodes of different names.
     pub fn pairs(&self) -> Vec<Pair> {
-        self.network.pairs()
+        let mut pairs = self.network.pairs();
+        pairs.retain(|&(a, b)| self.nodes[a].name != self.nodes[b].name);
+        pairs
     }
 
     /// How many nodes there are.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// What a node's disk holds.
+    pub fn disk(&self, node: usize) -> &MemStore {
+        &self.nodes[node].disk
     }
 
     /// Whether a node's process runs.
@@ -236,80 +297,14 @@ impl World {
         self.network.is_cut(pair)
     }
 
-    /// Compares a node's durable state with what must be there.
-    pub fn check(&mut self, i: usize) -> Result<(), Violation> {
-        for id in (0..self.partitions).map(PartitionId) {
-            let whose = self.nodes[i].name.clone();
-            let context = self.oracle.check(&self.nodes[i].disk, self.partitions, id, &whose)?;
-            let node = &mut self.nodes[i];
-            let seen = node.seen.entry(id).or_default();
-            if !context.covers_all(seen) {
-                return Err(Violation::new(
-                    3,
-                    format!("{whose} had applied {seen:?} of partition {id}, now {context:?}"),
-                ));
-            }
-            let written = &node.written;
-            let own = |replica| written.contains_key(&(replica, id));
-            self.oracle.has_acknowledged(id, &context, own, &whose)?;
-            *seen = context;
-        }
-        self.check_bounds(i)
-    }
-
-    /// Whether all nodes have applied the same, and nothing less than what clients were told of, in every partition
-    /// but one that is still written to. `Ok(None)` says yes.
-    pub fn difference(&self, busy: Option<PartitionId>) -> Result<Option<String>, Violation> {
-        let broken = |error: StoreError| Violation::new(10, error.to_string());
-        for id in (0..self.partitions).map(PartitionId).filter(|&id| Some(id) != busy) {
-            let mut first: Option<(VersionVector, [u8; 32])> = None;
-            for node in &self.nodes {
-                let context = partition::stored_context(&node.disk, id).map_err(broken)?;
-                let digest = digest::partition(&node.disk, id, &context).map_err(broken)?;
-                match &first {
-                    None => {
-                        if self.oracle.has_acknowledged(id, &context, |_| true, &node.name).is_err() {
-                            return Ok(Some(format!("{} lacks commits of partition {id}", node.name)));
-                        }
-                        first = Some((context, digest));
-                    }
-                    Some((other, _)) if *other != context => {
-                        return Ok(Some(format!(
-                            "{} has {context:?} of partition {id}, another {other:?}",
-                            node.name
-                        )));
-                    }
-                    Some((_, other)) if *other != digest => {
-                        return Err(Violation::new(
-                            1,
-                            format!("{}: equal contexts, other bytes in partition {id}", node.name),
-                        ));
-                    }
-                    Some(_) => {}
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether every node knows that all agree, and nothing waits or is under way any more. `None` says yes.
-    pub fn unsettled(&self, directly_linked: impl Fn(usize, &str) -> bool) -> Option<String> {
-        self.nodes.iter().enumerate().find_map(|(i, member)| {
-            let status = member.node.as_ref()?.status();
-            if status.pending_bytes > 0 {
-                return Some(format!("n{i} holds {} bytes of waiting deltas", status.pending_bytes));
-            }
-            let mut linked = status.peers.iter().filter(|(name, _)| directly_linked(i, name));
-            let open = linked.find(|(_, peer)| {
-                !peer.linked || peer.commits_behind + peer.commits_ahead > 0 || peer.in_flight_bytes > 0
-            })?;
-            Some(format!("n{i} does not know that it agrees with {open:?}"))
-        })
-    }
-
     fn happen(&mut self, event: Event) -> Result<(), Violation> {
         match event {
-            Event::Client(i, writes) => self.client(i, writes),
+            Event::Client(i, ask) => self.ask(i, None, ask),
+            Event::Session { client, node, plan } => self.session(client, node, plan),
+            Event::Count(i, record, field) => {
+                self.trace.line(self.now_us, format_args!("n{i} is to keep the size of {record} {field}"));
+                self.input(i, Input::Count { record, field, ty: FieldType::SET })
+            }
             Event::Check(i) => self.check(i),
             Event::Durable { node, life } if self.nodes[node].life == life => self.durable(node),
             Event::Durable { .. } => Ok(()),
@@ -358,27 +353,26 @@ impl World {
                 Ok(())
             }
             Event::Crash(i) => self.crash(i),
-            Event::Start(i) if self.is_up(i) => Ok(()),
+            Event::Start(i) if self.is_up(i) || !self.nodes[i].takes_part => Ok(()),
             Event::Start(i) => self.start(i),
+            Event::Stop(i, outage_us) => self.stop(i, outage_us),
+            Event::End { node, life, outage_us } if self.nodes[node].life == life => {
+                self.end(node, outage_us)
+            }
+            Event::End { .. } => Ok(()),
+            Event::Backup(i) => {
+                self.backup(i, false);
+                Ok(())
+            }
+            Event::Rollback(nodes) => self.rollback(&nodes),
+            Event::Copy(i) => self.copy(i),
+            Event::Retire(i) => self.retire(i),
             Event::ClockStep(i, ms) => {
                 self.trace.line(self.now_us, format_args!("n{i} clock steps to {ms} ms off"));
                 self.nodes[i].clock_offset_ms = ms;
                 Ok(())
             }
         }
-    }
-
-    fn client(&mut self, i: usize, writes: Vec<Write>) -> Result<(), Violation> {
-        if !self.is_up(i) {
-            return Ok(());
-        }
-        self.requests += 1;
-        let request = RequestId(self.requests);
-        self.trace.line(self.now_us, format_args!("n{i} is asked {}: {writes:?}", request.0));
-        let asked = Asked { since: self.now_us, writes: writes.clone() };
-        self.nodes[i].open.insert(request, asked);
-        let terms = Terms::default();
-        self.input(i, Input::Commit { request, writes, terms })
     }
 
     fn arrive(&mut self, frame: Frame) -> Result<(), Violation> {
@@ -389,7 +383,7 @@ impl World {
         self.input(frame.to, Input::Frame { peer, link: LinkId(frame.link), bytes: frame.bytes })
     }
 
-    fn input(&mut self, i: usize, input: Input) -> Result<(), Violation> {
+    pub(crate) fn input(&mut self, i: usize, input: Input) -> Result<(), Violation> {
         if self.is_up(i) {
             self.nodes[i].inbox.push_back(input);
             self.work(i)?;
@@ -412,23 +406,26 @@ impl World {
             let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
             for input in member.inbox.drain(..member.group_max.min(member.inbox.len())) {
                 let asked = match &input {
-                    Input::Commit { request, writes, .. } => Some((*request, writes.clone())),
+                    Input::Commit { request, writes, terms } => {
+                        Some((*request, Ask { writes: writes.clone(), terms: terms.clone() }))
+                    }
                     _ => None,
                 };
-                let before = asked.map(|(request, writes)| {
-                    let partition = writes[0].record.partition(self.partitions);
-                    (request, Refusable { partition, writes, saw: node.context(partition).clone() })
+                let before = asked.map(|(request, ask)| {
+                    let partition = ask.writes[0].record.partition(self.partitions);
+                    (request, Refusable { partition, ask, saw: node.context(partition).clone() })
                 });
                 let answered = effects.outputs.len();
                 node.handle(now, input, &member.disk, &mut effects).map_err(stopped)?;
-                let step = Stepped { node, open: &member.open, written: &mut member.begun, before };
-                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle)?;
+                let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
+                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
             }
             if due {
                 let answered = effects.outputs.len();
                 node.handle_timeout(now, &member.disk, &mut effects).map_err(stopped)?;
-                let step = Stepped { node, open: &member.open, written: &mut member.begun, before: None };
-                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle)?;
+                let step =
+                    Stepped { node, who: i, open: &member.open, written: &mut member.begun, before: None };
+                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
             }
             if effects.batch.is_empty() {
                 self.release(i, effects.outputs)?;
@@ -449,11 +446,14 @@ impl World {
         self.work(i)
     }
 
-    fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
+    pub(crate) fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
         for commit in &group.commits {
-            self.oracle.accepted(commit.partition, &commit.writes, &commit.saw)?;
+            if self.oracle.is_lost(commit.partition, commit.dot) {
+                self.check_name(commit)?;
+                self.given_again(commit.partition, commit.dot)?;
+            }
+            self.oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
             self.oracle.committed(commit)?;
-            self.nodes[i].written.insert((commit.dot.replica, commit.partition), commit.dot.counter);
         }
         self.nodes[i].disk.commit(group.effects.batch);
         Ok(group.effects.outputs)
@@ -463,9 +463,18 @@ impl World {
         for output in outputs {
             match output {
                 Output::Send { peer, link, wire, message } => self.send(i, &peer, link, wire, &message)?,
+                Output::Close { peer, link, reason }
+                    if self.was_copied(&peer) || self.was_copied(&self.nodes[i].name) =>
+                {
+                    self.trace.line(self.now_us, format_args!("n{i} closes its link to {peer}: {reason}"));
+                    if let Some(to) = self.other_end(i, &peer, link) {
+                        self.disconnect(pair(i, to));
+                    }
+                }
                 Output::Close { peer, reason, .. } => {
                     return Err(Violation::new(10, format!("n{i} closes its link to {peer}: {reason}")));
                 }
+                Output::Reply { request, .. } if self.ends(i, request) => {}
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
                 Output::Alarm(alarm) => self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}")),
             }
@@ -481,7 +490,6 @@ impl World {
         wire: u8,
         message: &Message,
     ) -> Result<(), Violation> {
-        let Some(to) = self.nodes.iter().position(|node| node.name == peer) else { return Ok(()) };
         let Some(bytes) = message.encode(wire) else {
             return Err(Violation::new(10, format!("n{i} sends {} on wire version {wire}", message.name())));
         };
@@ -489,8 +497,17 @@ impl World {
             self.now_us,
             format_args!("n{i} sends {} to {peer}: {} bytes", message.name(), bytes.len()),
         );
-        self.transmit(Frame { from: i, to, link: link.0, bytes });
+        if let Some(to) = self.other_end(i, peer, link) {
+            self.transmit(Frame { from: i, to, link: link.0, bytes });
+        }
         Ok(())
+    }
+
+    /// The node of a name at the other end of a connection, if that stands.
+    fn other_end(&self, i: usize, peer: &str, link: LinkId) -> Option<usize> {
+        (0..self.nodes.len()).find(|&to| {
+            to != i && self.nodes[to].name == peer && self.network.connection(pair(i, to)) == Some(link.0)
+        })
     }
 
     fn transmit(&mut self, frame: Frame) {
@@ -498,22 +515,6 @@ impl World {
         for (arrives, copy) in self.network.send(&mut self.rng, self.now_us, frame) {
             self.at(arrives - self.now_us, Event::Arrival(copy));
         }
-    }
-
-    fn answered(&mut self, i: usize, request: RequestId, reply: &Reply) -> Result<(), Violation> {
-        let Some(asked) = self.nodes[i].open.remove(&request) else {
-            return Err(Violation::new(5, format!("n{i} answers request {} twice", request.0)));
-        };
-        let took = self.now_us - asked.since;
-        if took > ANSWER_US_MAX {
-            return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.writes)));
-        }
-        self.trace.line(self.now_us, format_args!("n{i} answers {}: {reply:?}", request.0));
-        if let Reply::Committed { partition, commit: Some((dot, _)), .. } = reply {
-            self.oracle.acknowledged(*partition, *dot);
-            self.acknowledged += 1;
-        }
-        Ok(())
     }
 
     fn connect(&mut self, (a, b): Pair) -> Result<(), Violation> {
@@ -525,13 +526,15 @@ impl World {
             return Ok(());
         };
         self.trace.line(self.now_us, format_args!("n{a} and n{b} connect as {link}"));
+        self.displace(a, b);
         let (of_a, of_b) = (self.nodes[a].name.clone(), self.nodes[b].name.clone());
-        self.input(a, Input::Up { peer: of_b, link: LinkId(link), wire: WIRE_VERSION })?;
-        self.input(b, Input::Up { peer: of_a, link: LinkId(link), wire: WIRE_VERSION })
+        let wire = self.nodes[a].wire.min(self.nodes[b].wire);
+        self.input(a, Input::Up { peer: of_b, link: LinkId(link), wire })?;
+        self.input(b, Input::Up { peer: of_a, link: LinkId(link), wire })
     }
 
     /// Ends a connection: each side that is up learns of it in its own time, and a new one is tried.
-    fn disconnect(&mut self, (a, b): Pair) {
+    pub(crate) fn disconnect(&mut self, (a, b): Pair) {
         let Some(link) = self.network.disconnect((a, b)) else { return };
         let (idle, connect) = (self.network.config().idle_us, self.network.config().connect_us);
         for (node, peer) in [(a, b), (b, a)] {
@@ -540,46 +543,6 @@ impl World {
         }
         let after = connect + self.rng.below(connect + 1);
         self.at(after, Event::Connect((a, b)));
-    }
-
-    fn start(&mut self, i: usize) -> Result<(), Violation> {
-        let seed = self.rng.draw();
-        let member = &mut self.nodes[i];
-        member.config.seed = seed;
-        let opened = Node::open(member.config.clone(), &member.disk);
-        let (node, batch) =
-            opened.map_err(|error| Violation::new(3, format!("{} does not start: {error}", member.name)))?;
-        member.disk.commit(batch);
-        member.begun = member.written.clone();
-        member.life += 1;
-        member.node = Some(node);
-        self.trace.line(self.now_us, format_args!("n{i} starts"));
-        Ok(())
-    }
-
-    fn crash(&mut self, i: usize) -> Result<(), Violation> {
-        if !self.is_up(i) {
-            return Ok(());
-        }
-        let kept = self.rng.chance(1, 2);
-        self.trace.line(
-            self.now_us,
-            format_args!("n{i} crashes, its last batch is {}", if kept { "kept" } else { "lost" }),
-        );
-        if let Some(group) = self.nodes[i].group.take()
-            && kept
-        {
-            // On the disk, and nobody was told: the commits happened.
-            self.persist(i, group)?;
-        }
-        let member = &mut self.nodes[i];
-        member.node = None;
-        member.inbox.clear();
-        member.open.clear();
-        for other in (0..self.nodes.len()).filter(|&other| other != i) {
-            self.disconnect(pair(i, other));
-        }
-        Ok(())
     }
 
     fn set_timer(&mut self, i: usize) {
@@ -599,25 +562,5 @@ impl World {
     fn now(&self, i: usize) -> Now {
         let wall = (WALL_START_MS + self.now_us / 1000).saturating_add_signed(self.nodes[i].clock_offset_ms);
         Now { mono: Mono(self.now_us), wall: Wall(wall) }
-    }
-
-    fn check_bounds(&self, i: usize) -> Result<(), Violation> {
-        let Some(node) = &self.nodes[i].node else { return Ok(()) };
-        let status = node.status();
-        let tuning = &self.nodes[i].config.tuning;
-        // A message more than the window may be under way, and a delta more than a chunk may be in a message.
-        let window = tuning.window_bytes + tuning.chunk_bytes + SMALL_DELTA_BYTES;
-        if status.pending_bytes > tuning.pending_bytes_max {
-            return Err(Violation::new(
-                9,
-                format!("n{i} holds {} bytes of waiting deltas", status.pending_bytes),
-            ));
-        }
-        match status.peers.iter().find(|(_, peer)| peer.in_flight_bytes > window) {
-            Some((name, peer)) => {
-                Err(Violation::new(9, format!("n{i} has {} bytes in flight to {name}", peer.in_flight_bytes)))
-            }
-            None => Ok(()),
-        }
     }
 }

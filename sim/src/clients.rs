@@ -1,0 +1,180 @@
+//! Clients: what they ask nodes for, and what those who carry tokens may rely on.
+//!
+//! A client with a session remembers what its reads showed and its writes made ([`Seen`]), in any region. A node serves it
+//! only if it has applied all that the token names; the client then never sees less than it has seen. What that was is
+//! kept here as events of the specification as well, so that a token that forgot some is found out.
+
+use std::collections::BTreeMap;
+
+use godwit_core::context::{Seen, VersionVector};
+use godwit_core::ids::PartitionId;
+use godwit_core::op::{Terms, Write};
+use godwit_proto::{Input, Reply, RequestId};
+
+use crate::judge::Asked;
+use crate::oracle::Violation;
+use crate::spec::EventSet;
+use crate::workload::{self, Ask};
+use crate::world::{ANSWER_US_MAX, World};
+
+/// What a client does.
+#[derive(Debug, Clone)]
+pub enum Plan {
+    /// It reads everything.
+    Read,
+    /// It writes.
+    Write {
+        /// What.
+        writes: Vec<Write>,
+        /// Whether it says what it has seen.
+        says: bool,
+        /// The number of the idempotency key.
+        key: Option<u64>,
+    },
+    /// It asks once more for what it last asked for under an idempotency key.
+    Retry,
+}
+
+/// A client with a session.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Client {
+    tokens: BTreeMap<PartitionId, Seen>,
+    /// What it has seen.
+    events: BTreeMap<PartitionId, EventSet>,
+    last: Option<Ask>,
+}
+
+impl Client {
+    /// A token that names what nobody holds any more is of no use.
+    pub(crate) fn begin_anew_unless(&mut self, held: &BTreeMap<PartitionId, VersionVector>) {
+        let nothing = VersionVector::new();
+        let holds = |id: &PartitionId, seen: &Seen| seen.applied_by(held.get(id).unwrap_or(&nothing));
+        if !self.tokens.iter().all(|(id, seen)| holds(id, seen)) {
+            *self = Self::default();
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn session(&mut self, client: usize, i: usize, plan: Plan) -> Result<(), Violation> {
+        if !self.is_up(i) {
+            return Ok(());
+        }
+        match plan {
+            Plan::Read => {
+                for (id, context) in self.contexts(i)? {
+                    if self.is_served(client, i, id, &context)? {
+                        self.has_read(client, id, &context)?;
+                    }
+                }
+                Ok(())
+            }
+            Plan::Write { writes, says, key } => {
+                let home = writes[0].record.partition(self.partitions);
+                let seen = says.then(|| self.clients[client].tokens.get(&home).cloned().unwrap_or_default());
+                let request = key.map(|key| workload::request_key(key, &writes));
+                let ask = Ask { writes, terms: Terms { seen, request } };
+                if key.is_some() {
+                    self.clients[client].last = Some(ask.clone());
+                }
+                self.session_ask(client, i, ask)
+            }
+            Plan::Retry => match self.clients[client].last.clone() {
+                Some(ask) => self.session_ask(client, i, ask),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn session_ask(&mut self, client: usize, i: usize, ask: Ask) -> Result<(), Violation> {
+        let home = ask.writes[0].record.partition(self.partitions);
+        let context = self.contexts(i)?.remove(&home).unwrap_or_default();
+        let covered = ask.terms.seen.as_ref().is_none_or(|seen| seen.applied_by(&context));
+        if covered && self.is_served(client, i, home, &context)? {
+            self.ask(i, Some(client), ask)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a node has what a client's token names; then it has all that the client has seen.
+    fn is_served(
+        &mut self,
+        client: usize,
+        i: usize,
+        id: PartitionId,
+        context: &VersionVector,
+    ) -> Result<bool, Violation> {
+        let Client { tokens, events, .. } = &self.clients[client];
+        if tokens.get(&id).is_some_and(|seen| !seen.applied_by(context)) {
+            return Ok(false);
+        }
+        let visible = self.oracle.seen(id, &Seen::all_of(context.clone()))?;
+        if events.get(&id).is_some_and(|events| !events.is_subset(&visible)) {
+            return Err(Violation::new(
+                7,
+                format!("client {client} would see less of partition {id} at n{i} than it has seen"),
+            ));
+        }
+        Ok(true)
+    }
+
+    fn has_read(&mut self, client: usize, id: PartitionId, context: &VersionVector) -> Result<(), Violation> {
+        let seen = Seen::all_of(context.clone());
+        let events = self.oracle.seen(id, &seen)?;
+        let client = &mut self.clients[client];
+        client.tokens.entry(id).or_default().join(&seen);
+        client.events.entry(id).or_default().union(&events);
+        Ok(())
+    }
+
+    /// Somebody asks a node for a commit.
+    pub(crate) fn ask(&mut self, i: usize, client: Option<usize>, ask: Ask) -> Result<(), Violation> {
+        if !self.is_up(i) {
+            return Ok(());
+        }
+        self.requests += 1;
+        let request = RequestId(self.requests);
+        let Ask { writes, terms } = ask.clone();
+        self.trace.line(self.now_us, format_args!("n{i} is asked {}: {writes:?}", request.0));
+        if terms != Terms::default() {
+            self.trace.line(self.now_us, format_args!("client {client:?}: {terms:?}"));
+        }
+        self.nodes[i].open.insert(request, Asked { since: self.now_us, ask, client });
+        self.input(i, Input::Commit { request, writes, terms })
+    }
+
+    pub(crate) fn answered(&mut self, i: usize, request: RequestId, reply: &Reply) -> Result<(), Violation> {
+        let Some(asked) = self.nodes[i].open.remove(&request) else {
+            return Err(Violation::new(5, format!("n{i} answers request {} twice", request.0)));
+        };
+        let took = self.now_us - asked.since;
+        if took > ANSWER_US_MAX {
+            return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.ask)));
+        }
+        self.trace.line(self.now_us, format_args!("n{i} answers {}: {reply:?}", request.0));
+        let Reply::Committed { partition, commit, repeated, context } = reply else { return Ok(()) };
+        let (id, dot) = (*partition, commit.map(|(dot, _)| dot));
+        if let Some(dot) = dot {
+            self.oracle.acknowledged(id, dot);
+            self.acknowledged += 1;
+            if !repeated {
+                self.nodes[i].promised.entry(id).or_default().advance(dot);
+            }
+        }
+        if let Some(key) = asked.ask.terms.request {
+            self.keys.told(i, id, key, dot)?;
+        }
+        if let Some(client) = asked.client {
+            let Ask { writes, terms } = asked.ask;
+            let said = terms.seen.clone().filter(|_| terms.acts_on_seen(&writes));
+            let own = said.as_ref().map(|_| Seen::after(Some(Seen::default()), dot, VersionVector::new()));
+            let seen = Seen::after(said, dot, context.clone());
+            // Its own write, and all that its node had if that is what the write acted on.
+            let events = self.oracle.seen(id, &own.unwrap_or_else(|| Seen::all_of(context.clone())))?;
+            let client = &mut self.clients[client];
+            client.tokens.entry(id).or_default().join(&seen);
+            client.events.entry(id).or_default().union(&events);
+        }
+        Ok(())
+    }
+}
