@@ -32,7 +32,7 @@ const SCENARIOS: &str = include_str!("../data/scenarios.jsonl");
 const ROWS: usize = 16;
 
 /// Scenarios that cannot pass yet, and what they wait for.
-const NOT_YET: [(&str, &str); 14] = [
+const NOT_YET: [(&str, &str); 9] = [
     ("zincrs-add-up", "sorted sets"),
     ("zincr-beside-zremove", "sorted sets"),
     ("later-score-wins", "sorted sets"),
@@ -41,12 +41,7 @@ const NOT_YET: [(&str, &str); 14] = [
     ("aa-zset-same-instant", "sorted sets"),
     ("aa-zset-concurrent-zincrby", "sorted sets"),
     ("later-expiry-wins", "expiry"),
-    ("k2v-blind-write-makes-sibling", "Godwit-Seen"),
-    ("k2v-token-overwrites", "Godwit-Seen"),
-    ("k2v-token-from-other-replica", "Godwit-Seen"),
-    ("k2v-delete-is-a-write", "Godwit-Seen"),
     ("k2v-poll-wakes-on-newer", "a stream of changes"),
-    ("antidote-causality-two-dc", "session tokens"),
 ];
 
 /// Scenarios that are held elsewhere, and where.
