@@ -218,6 +218,40 @@ async fn a_session_over_thousands_of_records_keeps_a_small_token() {
     assert_eq!(token(&read), session);
 }
 
+/// Thousands of partitions make more than a header holds: then a token holds less, and says so.
+#[tokio::test]
+async fn a_token_that_would_be_too_long_says_what_it_leaves_out() {
+    let dir = TempDir::new().unwrap();
+    let config = lone_config(dir.path(), "");
+    let text = std::fs::read_to_string(&config).unwrap().replace("partitions = 8", "partitions = 4096");
+    std::fs::write(&config, text).unwrap();
+    let node = Server::start(&config).await;
+    let batch = async |batch: u64, headers: &[(&str, &str)]| {
+        let ops = json!([{"op": "incr", "field": "n", "by": 1}]);
+        let writes: Vec<Value> =
+            (0..1_000).map(|i| json!({"key": format!("{batch}-{i}"), "ops": ops})).collect();
+        let answer = ask(&node, "POST", "/v1/ns", headers, &json!({ "writes": writes }).to_string()).await;
+        answer.json();
+        answer
+    };
+    let scope = |answer: &Answer| {
+        answer.headers.get("godwit-token-scope").map(|scope| scope.to_str().unwrap().to_owned())
+    };
+    let first = batch(1, &[]).await;
+    assert_eq!(scope(&first), None);
+    let first = token(&first);
+    let second = batch(2, &[("godwit-token", &first)]).await;
+    assert_eq!(scope(&second).as_deref(), Some("answer"));
+    let second = token(&second);
+    // Both are sent along, and each holds its part.
+    let both = [("godwit-token", &*first), ("godwit-token", &*second)];
+    let read = ask(&node, "GET", "/v1/ns/1-0", &both, "").await;
+    assert_eq!((read.status, scope(&read).as_deref()), (200, Some("answer")));
+    let all = node.get("/v1/ns?limit=1").await;
+    assert_eq!((scope(&all).as_deref(), all.headers.get("godwit-token")), (Some("none"), None));
+    all.json();
+}
+
 #[tokio::test]
 async fn tokens_of_others_and_damaged_ones_are_refused() {
     let (node, _dir) = lone("").await;

@@ -162,12 +162,8 @@ impl NodeHandle {
         self.0.transport.as_ref().map(TransportHandle::links).unwrap_or_default()
     }
 
-    /// Commits writes to records of one partition, atomically. `Ok` means durable.
-    pub async fn commit(&self, writes: Vec<Write>) -> Result<Committed, CommitFailure> {
-        self.commit_holding(writes, Terms::default(), None).await
-    }
-
-    /// The same; the permit for what the writes take in memory goes with them, whether or not the caller waits.
+    /// Commits writes to records of one partition, atomically. `Ok` means as durable as configured. The permit for what the
+    /// writes take in memory goes with them, whether or not the caller waits.
     pub(crate) async fn commit_holding(
         &self,
         writes: Vec<Write>,
