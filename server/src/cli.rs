@@ -48,7 +48,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum CaCommand {
-    /// Makes the authority of a cluster: ca.pem, which every node needs, and ca.key, which is secret.
+    /// Makes the authority of a cluster: ca.pem and cluster.secret, which every node needs, and ca.key, which none does.
     Init {
         /// The cluster's name.
         #[arg(long)]
@@ -98,7 +98,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Ca(CaCommand::Init { cluster, dir }) => written(&ca::init(&cluster, &dir)?),
         Command::Ca(CaCommand::Issue { dir, node }) => written(&ca::issue(&dir, &node)?),
         Command::CheckConfig { file } => {
-            Config::load(&file)?.identity()?;
+            let config = Config::load(&file)?;
+            config.identity()?;
+            config.token_key()?;
             println!("{} is a valid configuration", file.display());
             Ok(())
         }

@@ -5,12 +5,14 @@
 //! - Relative paths are relative to the file that names them, wherever the process was started.
 //! - What is left out has the default that the example shows. Only who the node is has none.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use godwit_core::ids::MAX_PARTITIONS;
 use godwit_core::op;
+use godwit_core::token::TokenKey;
 use godwit_engine::store::{Durability, StoreOptions};
 use godwit_net::{LinkClass, PeerAddress, PeerConfig, TlsError, TlsIdentity, TransportConfig};
 use godwit_proto::message::MAX_MESSAGE_BYTES;
@@ -20,6 +22,9 @@ use serde::{Deserialize, Serialize};
 pub const NAME_BYTES_MAX: usize = 63;
 /// The most bytes of a cluster's name: its authority's certificate carries it.
 pub const CLUSTER_BYTES_MAX: usize = 48;
+
+/// Bytes of the cluster's secret.
+pub(crate) const SECRET_BYTES: usize = 32;
 
 const MIB: usize = 1024 * 1024;
 
@@ -63,6 +68,8 @@ pub struct NodeSection {
     /// Hash partitions of the cluster, the same on every node.
     #[serde(default = "default_partitions")]
     pub partitions: u16,
+    /// The cluster's secret, the same on every node: 32 bytes as hexadecimal digits.
+    pub secret_file: Option<PathBuf>,
 }
 
 /// The API.
@@ -324,6 +331,7 @@ impl Config {
     fn resolve(&mut self, dir: &Path) {
         let absolute = |path: &mut PathBuf| *path = dir.join(&path);
         absolute(&mut self.node.data_dir);
+        self.node.secret_file.iter_mut().for_each(absolute);
         if let Some(replication) = &mut self.replication {
             [&mut replication.ca, &mut replication.certificate, &mut replication.key]
                 .into_iter()
@@ -368,6 +376,16 @@ impl Config {
         let identity = TlsIdentity::load(&ca, &certificate, &key).map_err(refused)?;
         identity.verify_own_name(&self.node.name).map_err(refused)?;
         Ok(Some(identity))
+    }
+
+    /// Reads the key of the cluster's tokens: by its secret or, without one, by what all its nodes know.
+    pub fn token_key(&self) -> Result<TokenKey, ConfigError> {
+        let secret = match (&self.node.secret_file, &self.replication) {
+            (Some(path), _) => Cow::Owned(secret(path, &read(path)?)?.to_vec()),
+            (None, Some(replication)) => Cow::Owned(read(&replication.ca)?.into_bytes()),
+            (None, None) => Cow::Borrowed(&[][..]),
+        };
+        Ok(TokenKey::new(&self.node.cluster, &secret))
     }
 
     /// What the transport is told; `None` without replication.
@@ -518,6 +536,14 @@ fn check_address(name: &str, address: &str) -> Result<(), ConfigError> {
         ));
     }
     Ok(())
+}
+
+fn secret(path: &Path, text: &str) -> Result<[u8; SECRET_BYTES], ConfigError> {
+    // Hexadecimal digits of 32 bytes are a hash's text.
+    blake3::Hash::from_hex(text.trim()).map(Into::into).map_err(|_| {
+        let problem = format!("{} does not hold {} hexadecimal digits", path.display(), 2 * SECRET_BYTES);
+        setting("node.secret_file", problem, "`godwit ca init` writes such a file; every node needs the same")
+    })
 }
 
 fn setting(name: &str, problem: String, cure: &'static str) -> ConfigError {

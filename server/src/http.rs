@@ -6,6 +6,7 @@
 //! | `request` | names in paths, query parameters, bodies: everything that is checked before a handler runs |
 //! | `ops` | operations as JSON |
 //! | `records`, `fields`, `sets` | the handlers of records and their parts |
+//! | `session`, `idempotency` | tokens: what a client has seen, and the wait for it; keys under which a write is made once |
 //! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
@@ -33,6 +34,7 @@ use crate::node::NodeHandle;
 mod batches;
 mod cluster;
 mod fields;
+mod idempotency;
 mod namespaces;
 mod ops;
 mod paging;
@@ -41,6 +43,7 @@ mod records;
 mod request;
 mod respond;
 mod server;
+mod session;
 mod sets;
 mod time;
 mod view;
@@ -66,6 +69,8 @@ struct Api {
     digests: Arc<tokio::sync::Mutex<()>>,
     /// Sizes of sets read all of them: a few at a time.
     sizes: Arc<Semaphore>,
+    /// Requests that wait for what their tokens name.
+    waits: Arc<Semaphore>,
 }
 
 /// The API of a node.
@@ -77,6 +82,7 @@ fn router(node: NodeHandle) -> Router {
         answer_room: Arc::new(Semaphore::new(limits.answers_bytes)),
         digests: Arc::default(),
         sizes: Arc::new(Semaphore::new(sets::SIZES_AT_ONCE_MAX)),
+        waits: Arc::new(Semaphore::new(session::waits_max(limits.requests))),
         node,
     };
     let data = Router::new()
@@ -84,6 +90,8 @@ fn router(node: NodeHandle) -> Router {
         .route("/v1/{ns}/{key}", get(records::read).patch(records::patch).delete(records::delete))
         .route("/v1/{ns}/{key}/{field}", get(fields::read).put(fields::put).delete(fields::delete))
         .route("/v1/{ns}/{key}/{field}/{member}", get(sets::member))
+        .route_layer(middleware::from_fn_with_state(api.clone(), session::attend))
+        .route("/v1/_visible", get(session::visible))
         .route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
     Router::new()
         .merge(data)
@@ -148,7 +156,9 @@ async fn survive_panics(request: Request, next: Next) -> Response {
         Problem::new(Kind::Internal, "the node's log says more").applied(applied).into_response()
     });
     let status = response.status().as_u16();
-    if response.status() >= StatusCode::INTERNAL_SERVER_ERROR {
+    // Who is told to come again is refused in the ordinary course of things, and may come often.
+    let come_again = response.headers().contains_key(header::RETRY_AFTER);
+    if response.status() >= StatusCode::INTERNAL_SERVER_ERROR && !come_again {
         tracing::warn!(%method, path, status, "request failed");
     }
     tracing::debug!(%method, path, status, took = ?begun.elapsed(), "request");

@@ -138,6 +138,7 @@ impl RunningNode {
     pub async fn start(config: Config, options: StartOptions) -> Result<Self, StartError> {
         config.validate()?;
         let tls = config.identity()?;
+        let tokens = config.token_key()?;
         // What others could hold comes first: a refusal then leaves no trace in the data directory.
         let listener = listen(&config, &options)?;
         let http_addr = listener.local_addr()?;
@@ -170,8 +171,15 @@ impl RunningNode {
 
         let gate = Arc::new(StoreGate::new(store));
         let transport = links.as_ref().map(|links| links.transport.clone());
-        let handle =
-            NodeHandle::new(identity, &config, committer.clone(), replies, Arc::clone(&gate), transport);
+        let handle = NodeHandle::new(
+            identity,
+            &config,
+            tokens,
+            committer.clone(),
+            replies,
+            Arc::clone(&gate),
+            transport,
+        );
         let http = http::serve(handle.clone(), listener, config.limits.connections)?;
         let running = Self { handle, http, http_addr, committer, links, gate };
         running.announce(&config);
@@ -238,6 +246,12 @@ impl RunningNode {
             version = env!("CARGO_PKG_VERSION"),
             "started"
         );
+        if node.secret_file.is_none() {
+            tracing::warn!(
+                "node.secret_file is not set: who knows the cluster's name, and its authority's certificate if there is \
+                 one, can forge tokens"
+            );
+        }
     }
 }
 

@@ -246,6 +246,18 @@ impl Seen {
         }
     }
 
+    /// All that the vector covers, and these dots. Beyond [`CLOUD_DOTS_MAX`] it keeps what [`Self::shed`] keeps.
+    pub fn of_parts(vector: VersionVector, dots: impl IntoIterator<Item = Dot>) -> Self {
+        let mut seen = Self { vector, cloud: dots.into_iter().collect() };
+        seen.settle();
+        seen
+    }
+
+    /// Whether nothing is seen.
+    pub fn is_empty(&self) -> bool {
+        self.vector.is_empty() && self.cloud.is_empty()
+    }
+
     /// What is seen without gaps.
     pub fn vector(&self) -> &VersionVector {
         &self.vector
@@ -266,8 +278,7 @@ impl Seen {
         context.covers_all(&self.vector) && self.cloud().all(|dot| context.covers(dot))
     }
 
-    /// Adds a dot. Beyond [`CLOUD_DOTS_MAX`] the earliest of a replica that has later ones is forgotten: less is then
-    /// seen (a superseded value may stay as a sibling), and where all of it is applied does not change.
+    /// Adds a dot; keeps at most [`CLOUD_DOTS_MAX`] beyond the vector, as [`Self::shed`] does.
     pub fn insert(&mut self, dot: Dot) {
         self.cloud.insert(dot);
         self.settle();
@@ -289,12 +300,22 @@ impl Seen {
                 self.cloud.insert(dot);
             }
         }
-        while self.cloud.len() > CLOUD_DOTS_MAX {
-            let pairs = self.cloud.iter().zip(self.cloud.iter().skip(1));
-            let earlier = pairs.filter(|(dot, next)| dot.replica == next.replica).map(|(dot, _)| *dot).next();
-            // One dot a replica is left only if there are that many replicas.
-            let Some(earlier) = earlier else { break };
-            self.cloud.remove(&earlier);
+        self.shed(CLOUD_DOTS_MAX);
+    }
+
+    /// Forgets dots beyond the vector until at most so many are left, the earliest first, and of no replica the last:
+    /// less is then seen (a superseded value may stay as a sibling), and where all of it is applied does not change.
+    pub fn shed(&mut self, dots_max: usize) {
+        let mut excess = self.cloud.len().saturating_sub(dots_max);
+        if excess == 0 {
+            return;
+        }
+        let dots: Vec<Dot> = self.cloud.iter().copied().collect();
+        for (dot, next) in dots.iter().zip(&dots[1..]) {
+            if excess > 0 && dot.replica == next.replica {
+                self.cloud.remove(dot);
+                excess -= 1;
+            }
         }
     }
 }

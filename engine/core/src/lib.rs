@@ -5,7 +5,7 @@
 //!
 //! Read in this order:
 //!
-//! 1. [`ids`], [`time`], [`context`]: names, stamps, dots and version vectors;
+//! 1. [`ids`], [`time`], [`context`], [`token`]: names, stamps, dots and version vectors, what a client has seen;
 //! 2. [`row`] and [`delta`]: what is stored, and what one commit changed;
 //! 3. [`types`]: one module a CRDT type, each with its semantics and its invariant in the header;
 //! 4. [`commit`]: operations to delta; [`partition`]: deltas to rows, log and context; [`interval`]: runs of deltas;
@@ -32,4 +32,5 @@ pub mod rng;
 pub mod row;
 pub mod store;
 pub mod time;
+pub mod token;
 pub mod types;

@@ -28,7 +28,7 @@ use crate::time::Hlc;
 use crate::types::register;
 
 pub use listing::list_keys;
-pub use sets::{contains, members, size};
+pub use sets::{contains, kept_size, members, size};
 
 use rows::{Budget, Rows, each_type};
 

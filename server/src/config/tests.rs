@@ -96,5 +96,24 @@ fn paths_are_relative_to_the_file() {
     let mut config: Config = toml::from_str(EXAMPLE).unwrap();
     config.resolve(Path::new("/etc/godwit"));
     assert_eq!(config.node.data_dir, Path::new("/etc/godwit/data"));
+    assert_eq!(config.node.secret_file.as_deref(), Some(Path::new("/etc/godwit/cluster.secret")));
     assert_eq!(config.replication.unwrap().key, Path::new("/etc/godwit/eu-1.key"));
+}
+
+#[test]
+fn a_secret_is_read_whole_or_refused() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut config: Config = toml::from_str(EXAMPLE).unwrap();
+    config.resolve(dir.path());
+    let with = |text: &str| {
+        std::fs::write(dir.path().join("cluster.secret"), text).unwrap();
+        config.token_key().map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(with(&format!("{}\n", "0f".repeat(32))), Ok(()));
+    for bad in ["", "0f", &"0f".repeat(33), &"0g".repeat(32)] {
+        let error = with(bad).unwrap_err();
+        assert!(error.contains("node.secret_file") && error.contains("godwit ca init"), "{error}");
+    }
+    std::fs::remove_file(dir.path().join("cluster.secret")).unwrap();
+    assert!(config.token_key().unwrap_err().to_string().contains("cluster.secret"));
 }

@@ -191,6 +191,7 @@ impl Cluster {
                 cluster: CLUSTER.into(),
                 data_dir: self.dir.join(node),
                 partitions: 64,
+                secret_file: Some(self.dir.join("cluster.secret")),
             },
             http: HttpSection { listen: self.http[i] },
             replication: Some(ReplicationSection {

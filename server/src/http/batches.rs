@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Key, Namespace, RecordId};
-use godwit_core::op::{Reason, Terms};
+use godwit_core::op::Reason;
 use godwit_core::partition::CommitError;
 use godwit_core::read;
 use godwit_engine::store::Snapshot;
@@ -27,6 +27,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::problem::Problem;
 use super::request::{self, NamespacePath, Query};
 use super::respond::Fetched;
+use super::session::Session;
 use super::view::{self, CommittedBody, RecordBody, Shape, Viewer};
 use super::{Api, respond};
 use crate::node::{CommitFailure, Committed};
@@ -77,34 +78,43 @@ struct ReadsBody {
 /// `POST`: a batch.
 pub(super) async fn post(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     NamespacePath(namespace): NamespacePath,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let shape = Shape::parse(&Query::parse(uri.query(), &view::PARAMETERS)?)?;
+    let shape = Shape::parse(&Query::of_data(uri.query(), &view::PARAMETERS)?)?;
     let request::Text { text, room } = request::text(&api, &headers, body).await?;
     match plan::parse(&text, api.node.limits())? {
         Batch::Reads(keys) => {
             drop((text, room));
-            reads(&api, namespace, keys, shape).await
+            session.only_reads()?;
+            reads(&api, &session, namespace, keys, shape).await
         }
         Batch::Writes(asked) => {
             drop(text);
             // They show nothing, so that no parameter has a meaning.
-            Query::parse(uri.query(), &[])?;
+            Query::of_data(uri.query(), &[])?;
             let plan = plan::plan(&namespace, api.node.partitions(), asked, api.node.limits())?;
-            writes(&api, plan, room).await
+            writes(&api, &session, plan, room).await
         }
     }
 }
 
-async fn reads(api: &Api, namespace: Namespace, keys: Vec<Key>, shape: Shape) -> Result<Response, Problem> {
+async fn reads(
+    api: &Api,
+    session: &Session,
+    namespace: Namespace,
+    keys: Vec<Key>,
+    shape: Shape,
+) -> Result<Response, Problem> {
     let record = |key: &Key| RecordId { namespace: namespace.clone(), key: key.clone() };
     let ids: Arc<[RecordId]> = keys.iter().map(record).collect();
     let partitions = api.node.partitions();
+    let homes = ids.iter().map(|id| id.partition(partitions)).collect();
     let read = move |store: &Snapshot<'_>, limits| read::records(store, partitions, &ids, limits);
-    let Fetched { views, room } = respond::fetch(api, read).await?;
+    let Fetched { views, room } = respond::fetch(api, session, &homes, read).await?;
     let viewer = Viewer::new(&api.node, shape, views.iter().flatten()).await;
     let show = |(key, views): (&Key, Vec<_>)| {
         let there = !views.is_empty();
@@ -114,12 +124,17 @@ async fn reads(api: &Api, namespace: Namespace, keys: Vec<Key>, shape: Shape) ->
     respond::held(&ReadsBody { records }, room)
 }
 
-async fn writes(api: &Api, plan: Plan, body_room: Option<OwnedSemaphorePermit>) -> Result<Response, Problem> {
+async fn writes(
+    api: &Api,
+    session: &Session,
+    plan: Plan,
+    body_room: Option<OwnedSemaphorePermit>,
+) -> Result<Response, Problem> {
     let Plan { keys, commits } = plan;
     // Taken before anything is committed: what is committed can then be told.
     let bytes = keys.iter().map(|key| 2 * key.as_str().len() + RESULT_BYTES_MAX).sum();
     let room = respond::room(api, bytes).await?;
-    let outcomes = commit_all(api, commits, body_room).await;
+    let outcomes = commit_all(api, session, commits, body_room).await;
 
     let (verdict, writes) = judge(&keys, outcomes);
     match verdict {
@@ -187,6 +202,7 @@ fn judge(
 /// Submits all commits in their order before it waits for any, and waits for all.
 async fn commit_all(
     api: &Api,
+    session: &Session,
     commits: Vec<Commit>,
     mut room: Option<OwnedSemaphorePermit>,
 ) -> Vec<(Commit, Result<Committed, CommitFailure>)> {
@@ -196,7 +212,7 @@ async fn commit_all(
         let writes = std::mem::take(&mut commit.writes);
         // What the body takes is given back commit by commit.
         let share = room.as_mut().and_then(|room| room.split(room.num_permits() / (count - i)));
-        tried.push((commit, Box::pin(api.node.commit_holding(writes, Terms::default(), share))));
+        tried.push((commit, Box::pin(session.commit(api, writes, share))));
     }
     // The first poll of each submits it.
     let mut outcomes: Vec<Option<Result<Committed, CommitFailure>>> = vec![None; count];

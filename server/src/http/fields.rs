@@ -1,29 +1,31 @@
 //! `/v1/{ns}/{key}/{field}`: single fields.
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
-use godwit_core::op::{Op, Terms, Write};
+use godwit_core::op::{Op, Write};
 use godwit_core::read;
 use godwit_engine::store::Snapshot;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, FieldPath, Query};
 use super::respond::Fetched;
+use super::session::Session;
 use super::view::{CommittedBody, Shape, Viewer};
 use super::{Api, respond, sets};
 
 /// `GET`: the field's value; of a set also a page, or its size.
 pub(super) async fn read(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     FieldPath(record, field): FieldPath,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(uri.query(), &["after", "limit", "numbers", "view"])?;
+    let query = Query::of_data(uri.query(), &["after", "limit", "numbers", "view"])?;
     let view = query.one_of("view", &["full", "size"])?;
     let paged = query.text("after").is_some() || query.text("limit").is_some();
     match view {
@@ -31,22 +33,24 @@ pub(super) async fn read(
             let detail = format!("a page has no view: leave out view={view}, or after and limit");
             Err(Problem::new(Kind::Malformed, detail))
         }
-        Some("size") => sets::size(&api, record, field, &headers).await,
-        None if paged => sets::page(&api, record, field, &query, &headers).await,
-        view => value(&api, record, field, Shape::of(view.is_some(), &query)?, &headers).await,
+        Some("size") => sets::size(&api, &session, record, field, &headers).await,
+        None if paged => sets::page(&api, &session, record, field, &query, &headers).await,
+        view => value(&api, &session, record, field, Shape::of(view.is_some(), &query)?, &headers).await,
     }
 }
 
 async fn value(
     api: &Api,
+    session: &Session,
     record: RecordId,
     field: Field,
     shape: Shape,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let (partitions, asked) = (api.node.partitions(), field.clone());
+    let home = [record.partition(partitions)].into();
     let read = move |store: &Snapshot<'_>, limits| read::field(store, partitions, &record, &asked, limits);
-    let Fetched { views, room } = respond::fetch(api, read).await?;
+    let Fetched { views, room } = respond::fetch(api, session, &home, read).await?;
     let viewer = Viewer::new(&api.node, shape, &views).await;
     match viewer.field(field.as_str(), views)? {
         Some(body) => respond::tagged(&body, headers, room),
@@ -62,17 +66,18 @@ pub(super) fn absent(field: &Field) -> Problem {
 /// `PUT`: sets a register to the body.
 pub(super) async fn put(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     FieldPath(record, field): FieldPath,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    Query::parse(uri.query(), &[])?;
+    Query::of_data(uri.query(), &[])?;
     let body = request::text(&api, &headers, body).await?;
     let value = Json::parse(&body.text)?;
     drop(body.text);
     let write = Write { record, ops: vec![Op::Set { field, value }] };
-    let committed = api.node.commit_holding(vec![write], Terms::default(), body.room).await;
+    let committed = session.commit(&api, vec![write], body.room).await;
     let committed = committed.map_err(|failure| Problem::from(failure).at_no_op())?;
     respond::json(&CommittedBody::from(committed))
 }
@@ -80,10 +85,12 @@ pub(super) async fn put(
 /// `DELETE`: clears the field as seen, whatever its type.
 pub(super) async fn delete(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     FieldPath(record, field): FieldPath,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Query::parse(uri.query(), &[])?;
-    let committed = api.node.commit(vec![Write { record, ops: vec![Op::Clear { field }] }]).await?;
+    Query::of_data(uri.query(), &[])?;
+    let committed =
+        session.commit(&api, vec![Write { record, ops: vec![Op::Clear { field }] }], None).await?;
     respond::json(&CommittedBody::from(committed))
 }

@@ -1,9 +1,9 @@
 //! `/v1/{ns}`: the keys of a namespace.
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use godwit_core::ids::Key;
+use godwit_core::ids::{Key, PartitionId};
 use godwit_core::read::{self, Page};
 use godwit_engine::store::Snapshot;
 use serde::Serialize;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::paging::Paging;
 use super::problem::Problem;
 use super::request::{NamespacePath, Query};
+use super::session::Session;
 use super::{Api, respond};
 
 #[derive(Serialize)]
@@ -23,18 +24,19 @@ struct KeysBody<'a> {
 /// `GET`: the keys of live records, in byte order, a page at a time.
 pub(super) async fn list(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     NamespacePath(namespace): NamespacePath,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(uri.query(), &["after", "limit", "prefix"])?;
+    let query = Query::of_data(uri.query(), &["after", "limit", "prefix"])?;
     let Paging { after, limits } = Paging::parse(&query)?;
     let prefix = query.text("prefix").unwrap_or_default().to_owned();
     let partitions = api.node.partitions();
     let read = move |store: &Snapshot<'_>| {
         read::list_keys(store, partitions, &namespace, &prefix, after.as_deref(), limits)
     };
-    let page = api.node.read(read).await?;
+    let page = session.read(&api, (0..partitions).map(PartitionId), read).await?;
     respond::tagged(&KeysBody::of(&page), &headers, None)
 }
 

@@ -29,6 +29,8 @@ pub enum Kind {
     UnknownOp,
     /// A header whose promise this version cannot keep.
     UnsupportedHeader,
+    /// A token that this cluster did not make, or that cannot be read.
+    InvalidToken,
     /// Nothing there.
     NotFound,
     /// The resource has no such method.
@@ -49,6 +51,8 @@ pub enum Kind {
     Overloaded,
     /// A defect, or a failed disk.
     Internal,
+    /// The node has not applied yet what a token names.
+    NotYetVisible,
     /// The node is stopping.
     Stopping,
 }
@@ -82,11 +86,12 @@ struct Limit {
 
 impl Kind {
     /// All kinds, by status.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::InvalidName,
         Self::UnknownOp,
         Self::UnsupportedHeader,
+        Self::InvalidToken,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
@@ -97,6 +102,7 @@ impl Kind {
         Self::IdempotencyKeyReused,
         Self::Overloaded,
         Self::Internal,
+        Self::NotYetVisible,
         Self::Stopping,
     ];
 
@@ -107,6 +113,7 @@ impl Kind {
             Self::InvalidName => "invalid-name",
             Self::UnknownOp => "unknown-op",
             Self::UnsupportedHeader => "unsupported-header",
+            Self::InvalidToken => "invalid-token",
             Self::NotFound => "not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::RequestTimeout => "request-timeout",
@@ -117,6 +124,7 @@ impl Kind {
             Self::IdempotencyKeyReused => "idempotency-key-reused",
             Self::Overloaded => "overloaded",
             Self::Internal => "internal",
+            Self::NotYetVisible => "not-yet-visible",
             Self::Stopping => "stopping",
         }
     }
@@ -128,6 +136,7 @@ impl Kind {
             Self::InvalidName => "A name is not allowed",
             Self::UnknownOp => "There is no such operation",
             Self::UnsupportedHeader => "A header is not supported",
+            Self::InvalidToken => "A token is not valid here",
             Self::NotFound => "There is nothing here",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request took too long to arrive",
@@ -138,6 +147,7 @@ impl Kind {
             Self::IdempotencyKeyReused => "The idempotency key was used for another request",
             Self::Overloaded => "The node has too much to do",
             Self::Internal => "The node failed",
+            Self::NotYetVisible => "The node does not have yet what the token names",
             Self::Stopping => "The node is stopping",
         }
     }
@@ -145,9 +155,11 @@ impl Kind {
     /// The HTTP status.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Malformed | Self::InvalidName | Self::UnknownOp | Self::UnsupportedHeader => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Malformed
+            | Self::InvalidName
+            | Self::UnknownOp
+            | Self::UnsupportedHeader
+            | Self::InvalidToken => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -157,7 +169,7 @@ impl Kind {
             Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotYetVisible | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -166,7 +178,7 @@ impl Problem {
     /// A problem; the detail says what is wrong with this request and what to do.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let applied = match kind {
-            Kind::Overloaded | Kind::Stopping => Some(Applied::No),
+            Kind::Overloaded | Kind::NotYetVisible | Kind::Stopping => Some(Applied::No),
             Kind::Internal => Some(Applied::Unknown),
             _ => None,
         };
@@ -258,7 +270,7 @@ impl Problem {
     pub(super) fn respond(&self, body: impl IntoResponse) -> Response {
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let mut response = (self.kind.status(), [content_type], body).into_response();
-        if matches!(self.kind, Kind::Overloaded | Kind::Stopping) {
+        if matches!(self.kind, Kind::Overloaded | Kind::NotYetVisible | Kind::Stopping) {
             let retry = HeaderValue::from_static(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(header::RETRY_AFTER, retry);
         }

@@ -1,28 +1,31 @@
 //! `/v1/{ns}/{key}`: records.
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::RecordId;
-use godwit_core::op::{Op, Terms, Write};
+use godwit_core::op::{Op, Write};
 use godwit_core::read::{self, FieldView};
+use godwit_engine::store::Snapshot;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Query, RecordPath};
 use super::respond::Fetched;
+use super::session::Session;
 use super::view::{self, CommittedBody, Shape, Viewer};
 use super::{Api, ops, respond};
 
 /// `GET`: the record's live fields.
 pub(super) async fn read(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     RecordPath(record): RecordPath,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let shape = Shape::parse(&Query::parse(uri.query(), &view::PARAMETERS)?)?;
-    let Fetched { views, room } = fetch(&api, &record).await?;
+    let shape = Shape::parse(&Query::of_data(uri.query(), &view::PARAMETERS)?)?;
+    let Fetched { views, room } = fetch(&api, &session, &record).await?;
     if views.is_empty() {
         let detail = format!("the record {:?} has no live field", record.key);
         return Err(Problem::new(Kind::NotFound, detail));
@@ -34,23 +37,24 @@ pub(super) async fn read(
 /// `PATCH`: operations, committed together. A record that is asked for and too large to show is left out of the answer.
 pub(super) async fn patch(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     RecordPath(record): RecordPath,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(uri.query(), &["numbers", "return", "view"])?;
+    let query = Query::of_data(uri.query(), &["numbers", "return", "view"])?;
     let (shape, returns_record) = (Shape::parse(&query)?, query.has("return", "record")?);
     let body = request::text(&api, &headers, body).await?;
     let ops = ops::parse(&body.text, api.node.limits())?;
     drop(body.text);
     let write = Write { record: record.clone(), ops };
-    let committed = api.node.commit_holding(vec![write], Terms::default(), body.room).await?;
+    let committed = session.commit(&api, vec![write], body.room).await?;
     if !returns_record {
         return respond::json(&CommittedBody::from(committed));
     }
     // The commit stands, whatever becomes of showing the record.
-    let Ok(Fetched { views, room }) = fetch(&api, &record).await else {
+    let Ok(Fetched { views, room }) = fetch(&api, &session, &record).await else {
         return respond::json(&CommittedBody::from(committed));
     };
     let viewer = Viewer::new(&api.node, shape, &views).await;
@@ -60,15 +64,18 @@ pub(super) async fn patch(
 /// `DELETE`: clears every field as seen.
 pub(super) async fn delete(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     RecordPath(record): RecordPath,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    Query::parse(uri.query(), &[])?;
-    let committed = api.node.commit(vec![Write { record, ops: vec![Op::Delete] }]).await?;
+    Query::of_data(uri.query(), &[])?;
+    let committed = session.commit(&api, vec![Write { record, ops: vec![Op::Delete] }], None).await?;
     respond::json(&CommittedBody::from(committed))
 }
 
-async fn fetch(api: &Api, record: &RecordId) -> Result<Fetched<Vec<FieldView>>, Problem> {
+async fn fetch(api: &Api, session: &Session, record: &RecordId) -> Result<Fetched<Vec<FieldView>>, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
-    respond::fetch(api, move |store, limits| read::record(store, partitions, &record, limits)).await
+    let home = [record.partition(partitions)].into();
+    let read = move |store: &Snapshot<'_>, limits| read::record(store, partitions, &record, limits);
+    respond::fetch(api, session, &home, read).await
 }

@@ -28,12 +28,8 @@ pub(super) const BODY_READ_MAX: Duration = Duration::from_secs(30);
 const DISCARDED_BYTES_MAX: usize = 32 * 1024 * 1024;
 const DISCARD_MAX: Duration = Duration::from_secs(3);
 
-/// Headers with a meaning that this version does not have. To ignore them would break what they promise.
-const UNSUPPORTED: [HeaderName; 3] = [
-    HeaderName::from_static("godwit-seen"),
-    HeaderName::from_static("godwit-token"),
-    HeaderName::from_static("idempotency-key"),
-];
+/// How long a request may wait for what its tokens name: any request for data takes it.
+pub(super) const WAIT: &str = "wait_ms";
 
 /// Headers that make a write depend on the state: there is no compare-and-set, in no region.
 const CONDITIONS: [HeaderName; 4] =
@@ -137,9 +133,10 @@ fn check_escapes(text: &str) -> Result<(), Problem> {
 fn check_headers(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
     let conditions: &[HeaderName] =
         if matches!(*method, Method::GET | Method::HEAD) { &[] } else { &CONDITIONS };
-    match UNSUPPORTED.iter().chain(conditions).find(|name| headers.contains_key(*name)) {
+    match conditions.iter().find(|name| headers.contains_key(*name)) {
         Some(name) => {
-            let detail = format!("{name} is not supported by this version, and nothing was done");
+            let detail =
+                format!("{name} is not supported: no write depends on a state, and nothing was done");
             Err(Problem::new(Kind::UnsupportedHeader, detail))
         }
         None => Ok(()),
@@ -150,14 +147,30 @@ fn check_headers(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
 #[derive(Debug)]
 pub(super) struct Query(BTreeMap<String, String>);
 
+/// A query parameter's name and value, decoded.
+pub(super) type Pair<'q> = (Cow<'q, str>, Cow<'q, str>);
+
+/// The parameters of a query in their order.
+pub(super) fn pairs(query: Option<&str>) -> Result<Vec<Pair<'_>>, Problem> {
+    let query = query.unwrap_or_default();
+    check_escapes(query)?;
+    let parts = query.split('&').filter(|part| !part.is_empty());
+    let pair = |part| {
+        let (name, value) = str::split_once(part, '=').unwrap_or((part, ""));
+        Ok((decode(name)?, decode(value)?))
+    };
+    parts.map(pair).collect()
+}
+
 impl Query {
+    /// Of a request for data, which may also say how long it waits.
+    pub(super) fn of_data(query: Option<&str>, taken: &[&str]) -> Result<Self, Problem> {
+        Self::parse(query, &[taken, &[WAIT]].concat())
+    }
+
     pub(super) fn parse(query: Option<&str>, taken: &[&str]) -> Result<Self, Problem> {
-        let query = query.unwrap_or_default();
-        check_escapes(query)?;
         let mut parameters = BTreeMap::new();
-        for part in query.split('&').filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let (name, value) = (decode(name)?, decode(value)?);
+        for (name, value) in pairs(query)? {
             if !taken.contains(&name.as_ref()) {
                 let takes = if taken.is_empty() { "none".to_owned() } else { taken.join(", ") };
                 let detail =
@@ -249,11 +262,16 @@ pub(super) async fn text(api: &Api, headers: &HeaderMap, mut body: Body) -> Resu
             Ok(Text { text, room })
         }
         Err(refusal) => {
-            if is_worth_discarding(headers) {
-                let _ = tokio::time::timeout(DISCARD_MAX, discard(&mut body)).await;
-            }
+            discard_refused(headers, body).await;
             Err(refusal)
         }
+    }
+}
+
+/// Reads what is left of a refused request's body, within limits, so that its client hears the answer.
+pub(super) async fn discard_refused(headers: &HeaderMap, mut body: Body) {
+    if is_worth_discarding(headers) {
+        let _ = tokio::time::timeout(DISCARD_MAX, discard(&mut body)).await;
     }
 }
 

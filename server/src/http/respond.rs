@@ -4,12 +4,14 @@
 //! there are only so many connections; a large one takes its room among all large answers before it is read, and
 //! gives it back when its last byte is written or its connection is gone (see `server`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use godwit_core::ids::PartitionId;
 use godwit_core::read::{ReadError, ReadLimits};
 use godwit_engine::store::Snapshot;
 use serde::Serialize;
@@ -17,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Api;
 use super::problem::{Kind, Problem};
+use super::session::Session;
 use super::view::MEMBERS_SHOWN_MAX;
 use crate::node::ReadFailure;
 
@@ -31,14 +34,16 @@ pub(super) struct Fetched<T> {
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads what a request asks for, within the limits on answers.
+/// Reads what a request asks for of these partitions, within the limits on answers.
 pub(super) async fn fetch<T: Send + 'static>(
     api: &Api,
+    session: &Session,
+    partitions: &BTreeSet<PartitionId>,
     read: impl Fn(&Snapshot<'_>, ReadLimits) -> Result<T, ReadError> + Clone + Send + 'static,
 ) -> Result<Fetched<T>, Problem> {
     let attempt = |bytes_max: usize| {
         let (read, limits) = (read.clone(), ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max });
-        api.node.read(move |store| read(store, limits))
+        session.read(api, partitions.clone(), move |store| read(store, limits))
     };
     let most = api.node.limits().answer_bytes;
     match attempt(SMALL_ANSWER_BYTES.min(most)).await {

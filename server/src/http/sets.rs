@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Field, Member, RecordId};
@@ -15,6 +15,7 @@ use super::fields::absent;
 use super::paging::Paging;
 use super::problem::{Kind, Problem};
 use super::request::{MemberPath, Query};
+use super::session::Session;
 use super::{Api, respond};
 
 /// Sets whose members are counted at a time.
@@ -43,6 +44,7 @@ struct MemberBody<'a> {
 /// A page of a set.
 pub(super) async fn page(
     api: &Api,
+    session: &Session,
     record: RecordId,
     field: Field,
     query: &Query,
@@ -51,6 +53,7 @@ pub(super) async fn page(
     let Paging { after, limits } = Paging::parse(query)?;
     query.has("numbers", "string")?;
     let (partitions, asked) = (api.node.partitions(), field.clone());
+    let home = record.partition(partitions);
     let read = move |store: &Snapshot<'_>| {
         let page = read::members(store, partitions, &record, &asked, after.as_deref(), limits)?;
         // An empty last page says nothing about whether there is a set.
@@ -58,7 +61,7 @@ pub(super) async fn page(
         let types = empty.then(|| read::live_types(store, partitions, &record, &asked)).transpose()?;
         Ok::<_, read::ReadError>((page, types))
     };
-    let (page, types) = api.node.read(read).await?;
+    let (page, types) = session.read(api, [home], read).await?;
     if let Some(types) = types {
         check_set(&field, &types)?;
     }
@@ -70,19 +73,36 @@ pub(super) async fn page(
     respond::tagged(&body, headers, None)
 }
 
-/// The number of a set's members.
+/// The number of a set's members. The first question counts them, and asks the node to keep the number.
 pub(super) async fn size(
     api: &Api,
+    session: &Session,
     record: RecordId,
     field: Field,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
+    let (partitions, asked) = (api.node.partitions(), (record.clone(), field.clone()));
+    let home = record.partition(partitions);
+    let kept = move |store: &Snapshot<'_>| read::kept_size(store, partitions, &asked.0, &asked.1);
+    let size = match session.read(api, [home], kept).await?.filter(|size| *size > 0) {
+        Some(kept) => kept,
+        None => {
+            let size = count(api, session, record.clone(), field.clone()).await?;
+            api.node.keep_size(record, field.clone());
+            size
+        }
+    };
+    respond::tagged(&SizeBody { field: field.as_str(), size }, headers, None)
+}
+
+async fn count(api: &Api, session: &Session, record: RecordId, field: Field) -> Result<u64, Problem> {
     let turn = tokio::time::timeout(respond::ROOM_WAIT_MAX, Arc::clone(&api.sizes).acquire_owned()).await;
     let turn = turn
         .ok()
         .and_then(Result::ok)
         .ok_or_else(|| Problem::new(Kind::Overloaded, "the node counts as many sets as it may at a time"))?;
     let (partitions, asked) = (api.node.partitions(), field.clone());
+    let home = record.partition(partitions);
     let read = move |store: &Snapshot<'_>| {
         // Held until the counting ends, also if the client is gone by then.
         let _turn = turn;
@@ -90,24 +110,26 @@ pub(super) async fn size(
         let types = (size == 0).then(|| read::live_types(store, partitions, &record, &asked)).transpose()?;
         Ok::<_, read::ReadError>((size, types))
     };
-    let (size, types) = api.node.read(read).await?;
+    let (size, types) = session.read(api, [home], read).await?;
     if let Some(types) = types {
         check_set(&field, &types)?;
     }
-    respond::tagged(&SizeBody { field: field.as_str(), size }, headers, None)
+    Ok(size)
 }
 
 /// `GET` of a member: whether the set has it.
 pub(super) async fn member(
     State(api): State<Api>,
+    Extension(session): Extension<Session>,
     MemberPath(record, field, member): MemberPath,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    Query::parse(uri.query(), &[])?;
+    Query::of_data(uri.query(), &[])?;
     let (partitions, asked) = (api.node.partitions(), (field.clone(), member.clone()));
+    let home = record.partition(partitions);
     let read = move |store: &Snapshot<'_>| read::contains(store, partitions, &record, &asked.0, &asked.1);
-    if !api.node.read(read).await? {
+    if !session.read(&api, [home], read).await? {
         let detail = format!("there is no set {field:?} that has the member {member:?}");
         return Err(Problem::new(Kind::NotFound, detail));
     }

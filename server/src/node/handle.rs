@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_core::context::{Dot, Seen};
-use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
 use godwit_core::op::{Terms, Write};
 use godwit_core::partition::CommitError;
 use godwit_core::read::ReadError;
+use godwit_core::row::FieldType;
 use godwit_core::store::StoreError;
 use godwit_core::time::Hlc;
+use godwit_core::token::TokenKey;
 use godwit_engine::committer::CommitterHandle;
 use godwit_engine::identity::Identity;
 use godwit_engine::store::Snapshot;
@@ -36,6 +38,7 @@ pub struct NodeHandle(Arc<Shared>);
 struct Shared {
     identity: Identity,
     limits: LimitsSection,
+    tokens: TokenKey,
     peers: Vec<String>,
     committer: CommitterHandle<Submission>,
     replies: Arc<Replies>,
@@ -111,6 +114,7 @@ impl NodeHandle {
     pub(super) fn new(
         identity: Identity,
         config: &Config,
+        tokens: TokenKey,
         committer: CommitterHandle<Submission>,
         replies: Arc<Replies>,
         gate: Arc<StoreGate>,
@@ -122,6 +126,7 @@ impl NodeHandle {
         Self(Arc::new(Shared {
             identity,
             limits: config.limits.clone(),
+            tokens,
             peers,
             committer,
             replies,
@@ -142,6 +147,11 @@ impl NodeHandle {
         &self.0.limits
     }
 
+    /// The key of the cluster's tokens.
+    pub(crate) fn tokens(&self) -> &TokenKey {
+        &self.0.tokens
+    }
+
     /// The names of all other nodes.
     pub fn peers(&self) -> &[String] {
         &self.0.peers
@@ -152,12 +162,8 @@ impl NodeHandle {
         self.0.transport.as_ref().map(TransportHandle::links).unwrap_or_default()
     }
 
-    /// Commits writes to records of one partition, atomically. `Ok` means durable.
-    pub async fn commit(&self, writes: Vec<Write>) -> Result<Committed, CommitFailure> {
-        self.commit_holding(writes, Terms::default(), None).await
-    }
-
-    /// The same; the permit for what the writes take in memory goes with them, whether or not the caller waits.
+    /// Commits writes to records of one partition, atomically. `Ok` means as durable as configured. The permit for what the
+    /// writes take in memory goes with them, whether or not the caller waits.
     pub(crate) async fn commit_holding(
         &self,
         writes: Vec<Write>,
@@ -175,6 +181,15 @@ impl NodeHandle {
             Reply::Refused(error) => Err(error.into()),
             Reply::Stopping => Err(Stopped.into()),
             Reply::Status(_) => unreachable!("a commit is answered as one"),
+        }
+    }
+
+    /// Asks the node to keep the size of a set, so that later questions need not count. Nothing is lost if it has too
+    /// much to do: the next question asks again.
+    pub(crate) fn keep_size(&self, record: RecordId, field: Field) {
+        let input = Input::Count { record, field, ty: FieldType::SET };
+        if self.0.committer.try_submit(Submission { input, room: None }).is_err() {
+            tracing::debug!("the node has too much to do to keep the size of a set");
         }
     }
 

@@ -3,6 +3,9 @@
 //! Either they run in this process, where the links of each can be cut below QUIC, or each is a process that can be
 //! killed. Both have the same configuration, certificates and data directories, and are asked over HTTP only.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use godwit_net::{FaultControl, FaultRule};
 use godwit_server::config::Config;
 use godwit_server::node::{RunningNode, StartOptions};
@@ -114,6 +117,25 @@ impl Nodes {
             // Its configuration has not changed, and neither has its port for links.
             Running::Processes(servers) => servers[at] = self.cluster.start(NODES[at]).await,
         }
+    }
+
+    /// Copies the data directory of a process that has ended.
+    pub fn save(&self, at: usize) {
+        self.copy(&self.data(at), &self.cluster.path("saved"));
+    }
+
+    /// Puts the copy in the place of the data directory of a process that has ended.
+    pub fn put_back(&self, at: usize) {
+        std::fs::remove_dir_all(self.data(at)).unwrap();
+        self.copy(&self.cluster.path("saved"), &self.data(at));
+    }
+
+    fn data(&self, at: usize) -> PathBuf {
+        self.cluster.path(&format!("{}-data", NODES[at]))
+    }
+
+    fn copy(&self, from: &Path, to: &Path) {
+        assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
     }
 
     /// Heals all links and waits until all nodes say that they have converged, and hold the same state.

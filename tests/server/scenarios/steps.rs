@@ -95,6 +95,8 @@ pub enum Workload {
     Adds { delay_us: u64 },
     /// Increments of one counter.
     Increments,
+    /// The same while a node is put back on an old copy of its data, of which only the names of commits are checked.
+    Names,
 }
 
 /// Reads a line of `semantics.jsonl`.
@@ -131,6 +133,7 @@ pub fn theirs(line: &Value) -> Result<Scenario, String> {
         "maelstrom-broadcast" => Some(Workload::Adds { delay_us: 100_000 }),
         "maelstrom-g-set" => Some(Workload::Adds { delay_us: 0 }),
         "maelstrom-pn-counter" => Some(Workload::Increments),
+        "maelstrom-unique-ids" => Some(Workload::Names),
         _ => None,
     });
     scenario(line, |step| {

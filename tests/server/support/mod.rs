@@ -292,7 +292,7 @@ impl Cluster {
 
     /// Writes a node's configuration, with certificates from a directory.
     pub fn configure(&self, name: &str, ca: &str) {
-        let mut text = node_section(name)
+        let mut text = node_section(name, &format!("secret_file = \"{ca}/cluster.secret\"\n"))
             + &format!(
                 "[replication]\nlisten = \"127.0.0.1:{}\"\nca = \"{ca}/ca.pem\"\ncertificate = \"{ca}/{name}.pem\"\nkey = \"{ca}/{name}.key\"\n",
                 self.port(name)
@@ -313,13 +313,13 @@ impl Cluster {
 /// A configuration without links, and what follows in it.
 pub fn lone_config(dir: &Path, more: &str) -> PathBuf {
     let path = dir.join("lone.toml");
-    std::fs::write(&path, node_section("lone") + more).unwrap();
+    std::fs::write(&path, node_section("lone", "") + more).unwrap();
     path
 }
 
-fn node_section(name: &str) -> String {
+fn node_section(name: &str, more: &str) -> String {
     format!(
-        "[node]\nname = \"{name}\"\nregion = \"region-{name}\"\ncluster = \"test\"\ndata_dir = \"{name}-data\"\npartitions = 8\n\
+        "[node]\nname = \"{name}\"\nregion = \"region-{name}\"\ncluster = \"test\"\ndata_dir = \"{name}-data\"\npartitions = 8\n{more}\
          [http]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n[storage]\ncache_bytes = 8388608\n"
     )
 }

@@ -70,8 +70,20 @@ pub fn contains(
     rows.any(&member_prefix(&rows, member.as_str()))
 }
 
-/// The number of a set's members, 0 if there is no such set: as the node keeps it, if it does (see
-/// [`crate::partition::Partition::count`]); otherwise every row is looked at.
+/// The number of a set's members as the node keeps it; `None` if it does not (see
+/// [`crate::partition::Partition::count`]). Its cost does not depend on the size.
+pub fn kept_size(
+    store: &impl StoreRead,
+    partitions: u16,
+    record: &RecordId,
+    field: &Field,
+) -> Result<Option<u64>, ReadError> {
+    let prefix = keys::record_prefix(record.partition(partitions), record);
+    Rows::new(store, &prefix, field, FieldType::SET, &Budget::unlimited()).counted_size()
+}
+
+/// The number of a set's members, 0 if there is no such set: as the node keeps it, if it does; otherwise every row is
+/// looked at.
 pub fn size(
     store: &impl StoreRead,
     partitions: u16,

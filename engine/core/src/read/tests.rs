@@ -228,6 +228,47 @@ impl Replica {
     }
 }
 
+/// Once the size is kept, it is told by one read, whatever was done to the set since.
+#[test]
+fn a_size_that_is_kept_costs_one_read_whatever_the_size() {
+    let names = |from: usize, to: usize| -> Vec<Member> {
+        (from..to).map(|i| Member::new(format!("{i:06}")).unwrap()).collect()
+    };
+    for members in [30, 3_000] {
+        let mut a = Replica::new(1);
+        a.commit("r", Op::Add { field: likes(), members: names(0, members) });
+        let told = |a: &Replica| {
+            let counting = Counting(&a.0, Cell::new(0));
+            let kept = kept_size(&counting, PARTITIONS, &id("r"), &likes()).unwrap();
+            assert_eq!(counting.1.get(), 1, "it never counts");
+            let size = size(&counting, PARTITIONS, &id("r"), &likes()).unwrap();
+            (kept, size, counting.1.get() - 1)
+        };
+        let (kept, size, reads) = told(&a);
+        assert_eq!((kept, size), (None, members as u64));
+        assert!(reads > members, "the first question looks at every row");
+        let mut batch = Batch::default();
+        a.1.count(&mut Txn::new(&a.0, &mut batch), &id("r"), &likes(), FieldType::SET).unwrap();
+        a.0.commit(batch);
+        let mut steps = 0;
+        while a.1.has_jobs() {
+            let mut batch = Batch::default();
+            a.1.work(&mut Txn::new(&a.0, &mut batch)).unwrap();
+            a.0.commit(batch);
+            steps += 1;
+            assert!(steps < 1_000, "the counting ends");
+        }
+        assert_eq!(told(&a), (Some(members as u64), members as u64, 1));
+        a.commit("r", Op::Add { field: likes(), members: names(members - 10, members + 5) });
+        a.commit("r", Op::Remove { field: likes(), members: names(members - 1, members + 100) });
+        assert_eq!(told(&a), (Some(members as u64 - 1), members as u64 - 1, 1));
+        a.commit("r", Op::Clear { field: likes() });
+        assert_eq!(told(&a).1, 0);
+        a.commit("r", Op::Add { field: likes(), members: names(0, 7) });
+        assert_eq!(told(&a).1, 7);
+    }
+}
+
 #[test]
 fn a_counter_that_was_cleared_is_not_listed_although_its_rows_are_left() {
     let (mut a, mut b) = (Replica::new(1), Replica::new(2));
