@@ -1,1 +1,3 @@
-//! Skeleton.
+//! What the tests of several crates share: pure code, usable on stable Rust and without a store on disk.
+
+pub mod fuzz;

@@ -29,6 +29,8 @@ use crate::peer::Peer;
 
 /// How often the wait may double; [`crate::Tuning::relay_retry_us`] ends it before.
 const DOUBLINGS_MAX: u32 = 16;
+/// Origins of which it is kept that something is lacking, a partition: the others come when these have.
+const GAPS_MAX: usize = 256;
 /// Log entries looked at in one step.
 const STEP_ENTRIES_MAX: usize = 1024;
 /// Bytes of log entries looked at in one step, the last entry excepted.
@@ -55,7 +57,7 @@ pub(crate) struct CatchUp {
     lacks: BTreeMap<PartitionId, Lack>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lack {
     /// By origin.
     origins: BTreeMap<ReplicaId, Gap>,
@@ -63,6 +65,8 @@ struct Lack {
     attempts: usize,
     /// Requests since something that was lacking was last applied.
     fruitless: u32,
+    /// When to ask.
+    due: Mono,
 }
 
 /// What is lacking of an origin.
@@ -88,7 +92,8 @@ impl Node {
                 let own = Some(dot.replica) == peer.replica();
                 let awaited =
                     own && peer.answers_all() && dot.counter - reached > self.config.tuning.push_commits_max;
-                if !own || awaited {
+                let is_kept = lacking.len() < GAPS_MAX || lacking.contains_key(&dot.replica);
+                if is_kept && (!own || awaited) {
                     let gap = lacking.entry(dot.replica).or_insert(Gap { reached, since: now, awaited });
                     gap.awaited |= awaited;
                 }
@@ -98,7 +103,8 @@ impl Node {
             self.catch_up.lacks.remove(&id);
             return;
         }
-        let lack = self.catch_up.lacks.entry(id).or_default();
+        let fresh = || Lack { origins: BTreeMap::new(), asked: None, attempts: 0, fruitless: 0, due: now };
+        let mut lack = self.catch_up.lacks.remove(&id).unwrap_or_else(fresh);
         for (origin, gap) in &mut lacking {
             match lack.origins.get(origin) {
                 Some(before) if before.reached == gap.reached => gap.since = before.since,
@@ -107,10 +113,12 @@ impl Node {
             }
         }
         lack.origins = lacking;
+        lack.due = self.lack_deadline(&lack);
+        self.catch_up.lacks.insert(id, lack);
     }
 
     pub(crate) fn next_catch_up_deadline(&self) -> Option<Mono> {
-        self.catch_up.lacks.values().map(|lack| self.lack_deadline(lack)).min()
+        self.catch_up.lacks.values().map(|lack| lack.due).min()
     }
 
     /// When to ask for what is lacking.
@@ -137,11 +145,11 @@ impl Node {
     /// Asks for what has been lacking for too long.
     pub(crate) fn ask_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) {
         let now = step.now.mono;
-        let due = self.catch_up.lacks.iter().filter(|(_, lack)| self.lack_deadline(lack) <= now);
+        let due = self.catch_up.lacks.iter().filter(|(_, lack)| lack.due <= now);
         let due: Vec<PartitionId> = due.map(|(&id, _)| id).collect();
         for id in due {
             let context = self.context(id).clone();
-            let Some(lack) = self.catch_up.lacks.get_mut(&id) else { continue };
+            let Some(mut lack) = self.catch_up.lacks.remove(&id) else { continue };
             // A node of wire version 1 leaves its own out of its answers.
             let has = |peer: &Peer| {
                 let mut gaps = lack.origins.iter();
@@ -154,7 +162,6 @@ impl Node {
             let candidates: Vec<_> =
                 candidates.filter_map(|(name, peer)| Some((name, peer.synced()?.place()))).collect();
             if candidates.is_empty() {
-                self.catch_up.lacks.remove(&id);
                 continue;
             }
             let (name, place) = candidates[lack.attempts % candidates.len()];
@@ -163,6 +170,8 @@ impl Node {
             lack.asked = Some((name.clone(), now));
             lack.origins.values_mut().for_each(|gap| gap.since = now);
             step.send(name, place, Message::Want { partition: id, context });
+            lack.due = self.lack_deadline(&lack);
+            self.catch_up.lacks.insert(id, lack);
         }
     }
 

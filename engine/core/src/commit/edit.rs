@@ -409,8 +409,10 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         Ok(())
     }
 
+    /// Types of later versions are not shown, so they are no reason to refuse a client, nor do they make a field.
     fn first_live_type(&mut self, field: &Field) -> Result<Option<FieldType>, StoreError> {
-        let types: Vec<FieldType> = self.field(field)?.types.keys().copied().collect();
+        let types = self.field(field)?.types.keys().copied();
+        let types: Vec<FieldType> = types.filter(|ty| ty.name().is_some()).collect();
         for ty in types {
             if self.type_lives(field, ty)? {
                 return Ok(Some(ty.whole()));

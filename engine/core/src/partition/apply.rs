@@ -140,7 +140,7 @@ struct Change<'a, 't, S> {
 impl<S: StoreRead> Change<'_, '_, S> {
     fn apply(&mut self, delta: &RecordDelta) -> Result<(), StoreError> {
         delta.clears.iter().try_for_each(|clear| self.clear(clear))?;
-        delta.fields.iter().try_for_each(|field| self.field(field))?;
+        delta.fields.iter().try_for_each(|field| self.field(field, &delta.clears))?;
         if !self.wrote {
             if self.removed {
                 unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
@@ -213,7 +213,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
         Ok(())
     }
 
-    fn field(&mut self, delta: &FieldDelta) -> Result<(), StoreError> {
+    fn field(&mut self, delta: &FieldDelta, clears: &[Clear]) -> Result<(), StoreError> {
         let range = keys::type_prefix(&self.prefix, &delta.field, delta.ty);
         // Sums are neither swept nor counted.
         let keeps_state = self.left.state && !delta.ty.holds_sums();
@@ -236,7 +236,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
         if self.overlaps {
             self.remove_unlisted(delta, &range, &slots)?;
         }
-        self.write(delta, &range)?;
+        self.write(delta, clears, &range)?;
         if let Some(mut state) = state {
             for (slot, before) in slots.iter().zip(before) {
                 let after = self.value(&range, delta.ty, slot, &state)?;
@@ -283,8 +283,13 @@ impl<S: StoreRead> Change<'_, '_, S> {
         Ok(())
     }
 
-    fn write(&mut self, delta: &FieldDelta, range: &[u8]) -> Result<(), StoreError> {
-        for row in delta.rows.iter().filter(|row| !self.place.before.covers(row.dot)) {
+    fn write(&mut self, delta: &FieldDelta, clears: &[Clear], range: &[u8]) -> Result<(), StoreError> {
+        // No correct node lists a row that its delta clears. It is gone, whether the clear is done at once or put off.
+        let clears: Vec<&Clear> = clears.iter().filter(|clear| clear.takes_from(&delta.field)).collect();
+        let is_cleared =
+            |dot: Dot| !delta.ty.holds_sums() && clears.iter().any(|clear| clear.seen.covers(dot));
+        let is_new = |dot: Dot| !self.place.before.covers(dot) && !is_cleared(dot);
+        for row in delta.rows.iter().filter(|row| is_new(row.dot)) {
             let key = keys::row_key(&self.prefix, &delta.field, delta.ty, &row.slot, row.dot);
             let value = RowValue { counter: row.dot.counter, hlc: row.hlc, payload: row.payload.clone() };
             self.txn.put(Family::Rows, key, value.encode());

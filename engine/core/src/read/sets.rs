@@ -79,7 +79,9 @@ pub fn kept_size(
     field: &Field,
 ) -> Result<Option<u64>, ReadError> {
     let prefix = keys::record_prefix(record.partition(partitions), record);
-    Rows::new(store, &prefix, field, FieldType::SET, &Budget::unlimited()).counted_size()
+    let budget = Budget::unlimited();
+    let kept = Rows::new(store, &prefix, field, FieldType::SET, &budget).counted()?;
+    Ok(kept.map(|tally| tally.slots))
 }
 
 /// The number of a set's members, 0 if there is no such set: as the node keeps it, if it does; otherwise every row is
