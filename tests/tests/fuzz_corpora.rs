@@ -43,7 +43,7 @@ fn stored() {
 
 #[test]
 fn intervals() {
-    holds("intervals", 400);
+    holds("intervals", 1500);
 }
 
 #[test]

@@ -29,8 +29,8 @@ pub const TYPES: [FieldType; 8] = [
 /// Those that it does not know.
 pub const UNKNOWN_TYPES: [FieldType; 3] = [FieldType(0x10), FieldType(0x30), FieldType(0x50)];
 
-const FIELDS: [&str; 3] = ["a", "b", "x"];
-const MEMBERS: [&str; 3] = ["m", "n", "no"];
+const FIELDS: [&str; 5] = ["s", "c", "f", "r", "x"];
+const MEMBERS: [&str; 2] = ["m", "mn"];
 
 /// The namespace of everything.
 pub fn namespace() -> Namespace {
@@ -54,11 +54,13 @@ pub fn request_key(from: &mut Choices<'_>) -> RequestKey {
 
 /// A client's commit to some of the records, all of one partition.
 pub fn writes(from: &mut Choices<'_>, records: &[RecordId]) -> Vec<Write> {
-    let both = records.len() > 1 && from.one_in(4);
-    let first = from.below(records.len());
-    let chosen = if both { records } else { &records[first..=first] };
+    let chosen = match from.below(8) {
+        7 => records,
+        6 => &records[records.len() - 1..],
+        _ => &records[..1],
+    };
     let write = |record: &RecordId| {
-        let ops = (0..=from.below(3)).map(|_| op(from)).collect();
+        let ops = (0..=from.below(2)).map(|_| op(from)).collect();
         Write { record: record.clone(), ops }
     };
     chosen.iter().map(write).collect()
@@ -70,21 +72,31 @@ pub fn terms(from: &mut Choices<'_>) -> Terms {
     Terms { seen: None, request }
 }
 
+/// An operation. Mostly each type has a field of its own, so that few are refused.
 fn op(from: &mut Choices<'_>) -> Op {
-    match from.below(10) {
-        0 => Op::Set { field: field(from), value: value(from) },
-        1 | 2 => Op::Incr { field: field(from), by: from.below(5) as i64 - 2 },
-        3 => Op::Enable { field: field(from) },
-        4 => Op::Disable { field: field(from) },
-        5 | 6 => Op::Add { field: field(from), members: members(from) },
-        7 => Op::Remove { field: field(from), members: members(from) },
-        8 => Op::Clear { field: field(from) },
+    let kind = from.below(12);
+    let own = match kind {
+        0 | 1 => "r",
+        2 | 3 => "c",
+        4 | 5 => "f",
+        _ => "s",
+    };
+    let field = if from.one_in(16) { "x" } else { own };
+    let field = Field::new(field).expect("a field");
+    match kind {
+        0 => Op::Set { field, value: value(from) },
+        1 | 9 | 10 => Op::Clear { field },
+        2 | 3 => Op::Incr { field, by: from.below(5) as i64 - 2 },
+        4 => Op::Enable { field },
+        5 => Op::Disable { field },
+        6 | 7 => Op::Add { field, members: members(from) },
+        8 => Op::Remove { field, members: members(from) },
         _ => Op::Delete,
     }
 }
 
 fn members(from: &mut Choices<'_>) -> Vec<Member> {
-    (0..=from.below(3)).map(|_| Member::new(*from.pick(&MEMBERS)).expect("a member")).collect()
+    (0..=from.below(2)).map(|_| Member::new(*from.pick(&MEMBERS)).expect("a member")).collect()
 }
 
 fn value(from: &mut Choices<'_>) -> Json {

@@ -11,8 +11,8 @@ const PIECE_MAX: u64 = 12;
 
 /// An input made of one of the corpus, and maybe of pieces of others; of nothing if the corpus is empty.
 pub fn mutated(rng: &mut Rng, corpus: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = if corpus.is_empty() || rng.below(8) == 0 {
-        (0..rng.below(200)).map(|_| rng.draw() as u8).collect()
+    let mut bytes = if corpus.is_empty() || rng.below(2) == 0 {
+        (0..rng.below(600)).map(|_| rng.draw() as u8).collect()
     } else {
         rng.pick(corpus).clone()
     };
