@@ -109,3 +109,215 @@ fn deltas_in_the_log_are_those_on_the_wire() {
         assert_eq!(store.get(Family::Log, &key).unwrap().map(|bytes| hex(&bytes)).as_ref(), Some(delta));
     }
 }
+
+/// Commits that only format 2 can say, and what a node keeps besides rows: by keyed increments, a clear that is not swept, an
+/// interval of two origins with a kill, a clear and slots that are gone.
+mod format2 {
+    use super::*;
+    use godwit_core::context::{Dot, DotRanges};
+    use godwit_core::delta::{
+        Clear, Delta, EncodedDelta, FieldDelta, Kill, RecordDelta, Request, RequestKey, RowWrite,
+    };
+    use godwit_core::machine::{Effects, Machine};
+    use godwit_core::partition::Sizes;
+    use godwit_core::row::FieldType;
+    use godwit_core::time::{Mono, Now, Wall};
+    use godwit_proto::message::{Confirm, Hello, WIRE_VERSION};
+    use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Tuning};
+
+    fn lines(store: &MemStore, family: Family) -> String {
+        let mut lines = String::new();
+        store
+            .scan(family, &[], &[0xff; 8], &mut |key, value| {
+                lines.push_str(format!("{} = {}", hex(key), hex(value)).trim_end());
+                lines.push('\n');
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        lines
+    }
+
+    fn record() -> RecordId {
+        RecordId { namespace: Namespace::new("ns").unwrap(), key: Key::new("k").unwrap() }
+    }
+
+    /// A keyed increment and two members, then a clear that is put off.
+    fn kept() -> (MemStore, Vec<String>) {
+        let mut store = MemStore::default();
+        let sizes = Sizes { clear_rows: 1, ..Sizes::default() };
+        let mut partition = Partition::open_with(&store, PartitionId(7), ReplicaId(1), sizes).unwrap();
+        let members = ["m", "n"].map(|name| Member::new(name).unwrap()).to_vec();
+        let request = Some(RequestKey { key: [0xaa; 16], asked: [0xbb; 16] });
+        let commits = [
+            (vec![Op::Incr { field: field("c"), by: 5 }, Op::Add { field: field("s"), members }], request),
+            (vec![Op::Clear { field: field("s") }], None),
+        ];
+        let mut deltas = Vec::new();
+        for (ops, request) in commits {
+            let mut batch = Batch::default();
+            let mut txn = Txn::new(&store, &mut batch);
+            let (writes, terms) = ([Write { record: record(), ops }], Terms { seen: None, request });
+            let stamp = || Hlc(1_700_000_000_000 << 16);
+            let done =
+                partition.commit(&mut txn, &writes, &terms, &Limits::default(), (0, 0), stamp).unwrap();
+            let Committed::Applied(applied) = done else { panic!("{done:?}") };
+            deltas.push(hex(applied.encoded.as_bytes()));
+            store.commit(batch);
+        }
+        (store, deltas)
+    }
+
+    #[test]
+    fn a_commit_with_an_idempotency_key() {
+        expect!["0201010101fd00000068e5cf8b010001026e73aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb0101fd00000068e5cf8b0101026e73016b0002016303000110aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0101fd00000068e5cf8b0102010a000173020002026d000101fd00000068e5cf8b0100026e000101fd00000068e5cf8b010000"].assert_eq(&kept().1[0]);
+    }
+
+    #[test]
+    fn idempotency_keys() {
+        expect![[r#"
+            006e7300aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0007 = 01bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb010101fd00000068e5cf8b01fd0068e5cf8b01000001120007d157d54bf9c0ca9f6e73006b00630003
+            010000018bcfe568006e7300aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0007 =
+        "#]].assert_eq(&lines(&kept().0, Family::Requests));
+    }
+
+    #[test]
+    fn states_of_fields() {
+        expect![[r#"
+            0007d157d54bf9c0ca9f6e73006b00730002 = 01010101010001000000
+        "#]]
+        .assert_eq(&lines(&kept().0, Family::Fields));
+    }
+
+    #[test]
+    fn jobs_and_the_partition() {
+        expect![[r#"
+            6a6f622f0007d157d54bf9c0ca9f6e73006b00730002 =
+            706172746974696f6e2f0007 = 0101010202fb0004
+        "#]]
+        .assert_eq(&lines(&kept().0, Family::Meta));
+    }
+
+    fn interval() -> Delta {
+        let dot = |replica, counter| Dot { replica: ReplicaId(replica), counter };
+        let dots = DotRanges::between(
+            &[dot(1, 2)].into_iter().collect(),
+            &[dot(1, 300), dot(2, 1)].into_iter().collect(),
+        );
+        let seen = [dot(1, 300), dot(3, 1)].into_iter().collect();
+        let fields = vec![FieldDelta {
+            field: field("f"),
+            ty: FieldType::SET,
+            kills: vec![Kill { slot: b"m\0".to_vec(), dot: dot(3, 1) }],
+            rows: vec![RowWrite { slot: b"m\0".to_vec(), dot: dot(2, 1), hlc: Hlc(7), payload: Vec::new() }],
+            gone: vec![b"n\0".to_vec()],
+        }];
+        let id = RequestKey { key: [0xaa; 16], asked: [0xbb; 16] };
+        Delta {
+            dots,
+            hlc: Hlc(9),
+            deps: [dot(3, 1)].into_iter().collect(),
+            requests: vec![Request { namespace: record().namespace, id, dot: dot(1, 3), hlc: Hlc(8) }],
+            records: vec![RecordDelta {
+                record: record(),
+                clears: vec![Clear { fields: Some(vec![field("g")]), seen }],
+                fields,
+            }],
+        }
+    }
+
+    #[test]
+    fn an_interval() {
+        let encoded = interval().encode();
+        expect!["02020103fb2c010201010901030101026e73aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb01030801026e73016b01010101670201fb2c0103010101660201026d00030101026d000201070001026e00"].assert_eq(&hex(encoded.as_bytes()));
+        assert_eq!(Delta::decode(&encoded), Ok(interval()));
+    }
+
+    #[test]
+    fn messages() {
+        let vector = || [Dot { replica: ReplicaId(7), counter: 300 }].into_iter().collect();
+        let hello = Hello {
+            cluster: "c".into(),
+            node: "n".into(),
+            region: "r".into(),
+            replica: ReplicaId(1),
+            partitions: 64,
+            instance: 5,
+            resumes: Some(4),
+        };
+        let deltas = vec![EncodedDelta::from_bytes(&[1, 2])];
+        let confirm =
+            Confirm { replica: ReplicaId(1), instance: 5, follows: true, holds: vec![(PartitionId(2), 9)] };
+        let all = [
+            Message::Hello(hello),
+            Message::Refuse { reason: "no".into() },
+            Message::Contexts { complete: true, contexts: vec![(PartitionId(3), vector())] },
+            Message::Deltas { partition: PartitionId(1), deltas, ends_want: true },
+            Message::Want { partition: PartitionId(2), context: vector() },
+            Message::Confirm(confirm),
+        ];
+        let mut lines = String::new();
+        for message in all {
+            let bytes = message.encode(WIRE_VERSION).unwrap();
+            assert_eq!(Message::decode(WIRE_VERSION, &bytes).as_ref(), Ok(&message));
+            lines.push_str(&format!("{} = {}\n", message.name(), hex(&bytes)));
+        }
+        expect![[r#"
+            hello = 02000163016e01720140050104
+            refuse = 0201026e6f
+            contexts = 02020101030107fb2c01
+            deltas = 0203010102010201
+            want = 0204020107fb2c01
+            confirm = 0205010501010209
+        "#]]
+        .assert_eq(&lines);
+    }
+
+    /// The clock, the incarnation, and what was heard of a peer.
+    #[test]
+    fn a_node() {
+        let config = NodeConfig {
+            cluster: "c".into(),
+            node: "n".into(),
+            region: "r".into(),
+            members: vec!["p".into()],
+            seed: 1,
+            same_place: true,
+            partitions: 1,
+            limits: Limits::default(),
+            max_clock_drift_ms: 1000,
+            idempotency_window_ms: 1000,
+            tuning: Tuning::default(),
+        };
+        let mut store = MemStore::default();
+        let (mut node, batch) = Node::open(config, &store).unwrap();
+        store.commit(batch);
+        let hello = Hello {
+            cluster: "c".into(),
+            node: "p".into(),
+            region: "r".into(),
+            replica: ReplicaId(2),
+            partitions: 1,
+            instance: 300,
+            resumes: None,
+        };
+        let bytes = Message::Hello(hello).encode(WIRE_VERSION).unwrap();
+        let writes = vec![Write { record: record(), ops: vec![Op::Enable { field: field("f") }] }];
+        let inputs = [
+            Input::Up { peer: "p".into(), link: LinkId(1), wire: WIRE_VERSION },
+            Input::Frame { peer: "p".into(), link: LinkId(1), bytes },
+            Input::Commit { request: godwit_proto::RequestId(1), writes, terms: Terms::default() },
+        ];
+        for input in inputs {
+            let mut effects = Effects::default();
+            node.handle(Now { mono: Mono(1), wall: Wall(1_000_000) }, input, &store, &mut effects).unwrap();
+            store.commit(effects.batch);
+        }
+        expect![[r#"
+            636c6f636b = 01fd000040420f000000
+            696e6361726e6174696f6e = 01fd67ec8e65a19df3fbfdc15c0289ec2d0a9100
+            696e7374616e63652f70 = 0102fb2c01
+            706172746974696f6e2f0000 = 0101fd67ec8e65a19df3fb0101fb0004
+        "#]]
+        .assert_eq(&lines(&store, Family::Meta));
+    }
+}
