@@ -140,10 +140,10 @@ pub fn conversation(bytes: &[u8]) {
         next_link: 1,
         bench,
     };
-    for peer in 0..PEERS.len() {
+    for (peer, name) in PEERS.into_iter().enumerate() {
         let wire = if from.one_in(4) { 1 } else { WIRE_VERSION };
         witness.connect(peer, wire).expect("a new link stops nothing");
-        let hello = hello(PEERS[peer], ReplicaId(2 + peer as u64), 7, None);
+        let hello = hello(name, ReplicaId(2 + peer as u64), 7, None);
         witness.say(peer, &Message::Hello(hello)).expect("a greeting stops nothing");
     }
     for _ in 0..STEPS_MAX {
@@ -309,9 +309,8 @@ impl Witness {
 
     /// An honest node gets all from this one.
     fn pass_on(mut self, tuning: &Tuning) {
-        for peer in 0..PEERS.len() {
-            let link = LinkId(self.links[peer]);
-            let _ = self.bench.give(Input::Down { peer: PEERS[peer].into(), link });
+        for (peer, link) in PEERS.into_iter().zip(self.links.map(LinkId)) {
+            let _ = self.bench.give(Input::Down { peer: peer.into(), link });
         }
         // What the node keeps of its own accord must not tell.
         let mut honest = Bench::new("third", 2, Tuning { sizes: Sizes::default(), ..tuning.clone() });

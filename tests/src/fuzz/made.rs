@@ -100,7 +100,7 @@ fn members(from: &mut Choices<'_>) -> Vec<Member> {
 }
 
 fn value(from: &mut Choices<'_>) -> Json {
-    Json::parse(*from.pick::<&str>(&["1", "\"v\"", "{\"a\":[]}"])).expect("JSON")
+    Json::parse(from.pick::<&str>(&["1", "\"v\"", "{\"a\":[]}"])).expect("JSON")
 }
 
 /// A vector over some of the replicas.
