@@ -3,9 +3,11 @@
 
 use std::ops::ControlFlow;
 
-use godwit_core::ids::{Field, Key, Namespace, RecordId};
+use godwit_core::context::Seen;
+use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::keys;
-use godwit_core::op::{Op, Write};
+use godwit_core::op::{Op, Terms, Write};
+use godwit_core::read::FieldView;
 use godwit_core::rng::Rng;
 use godwit_core::store::{Family, StoreRead};
 use godwit_sim::cluster::{Cluster, Traffic};
@@ -70,6 +72,29 @@ fn so_do_those_of_two_nodes_that_take_turns() {
     let last = INCREMENTS / 500 % 2;
     let healing = cluster.sync(last, 2).unwrap();
     assert_cheap(healing, &cluster);
+}
+
+/// A removal takes what its client has seen, also where an addition of the same commit stands for the rest.
+#[test]
+fn what_a_client_has_not_seen_outlives_its_adding_and_removing() {
+    let (field, flag) = (Field::new("s").unwrap(), Field::new("f").unwrap());
+    let members = vec![Member::new("m").unwrap()];
+    let add = Op::Add { field: field.clone(), members: members.clone() };
+    let takings = [
+        vec![add.clone(), Op::Remove { field: field.clone(), members }],
+        vec![add.clone(), Op::Clear { field: field.clone() }],
+        vec![Op::Enable { field: flag.clone() }, Op::Disable { field: flag.clone() }],
+    ];
+    for ops in takings {
+        let mut cluster = cluster();
+        cluster.commit(0, &record(), vec![add.clone(), Op::Enable { field: flag.clone() }]).unwrap();
+        let before = cluster.read(0, &record()).unwrap();
+        let saw_nothing = Terms { seen: Some(Seen::default()), request: None };
+        cluster.commit_on(0, &record(), ops, saw_nothing).unwrap();
+        let values = |views: Vec<FieldView>| views.into_iter().map(|view| view.value).collect::<Vec<_>>();
+        let after = cluster.read(0, &record()).unwrap();
+        assert_eq!(values(after), values(before));
+    }
 }
 
 fn world(nodes: usize) -> World {
