@@ -161,6 +161,31 @@ fn a_node_that_nobody_confirms_writes_under_a_new_name() {
     assert_eq!([0, 1, 2].map(|node| replicas(&world, node)), [4; 3]);
 }
 
+/// A disk goes back to where its process had stopped cleanly; the process after it went on with the incarnation, and others
+/// hold what it wrote. Whether or not they can be asked, no name is given twice, and nothing of it is lost.
+#[test]
+fn a_disk_that_is_put_back_gives_no_name_twice() {
+    for seed in 0..12 {
+        let mut world = World::new(&RunConfig::calm(3), Rng::new(seed), false).unwrap();
+        write_everywhere(&mut world);
+        world.at(0, Event::Stop(0, SECOND_US / 10));
+        pass(&mut world, 5 * SECOND_US);
+        write_everywhere(&mut world);
+        assert_eq!(replicas(&world, 1), 3, "it went on with its incarnation");
+        if seed % 2 == 0 {
+            world.pairs().into_iter().for_each(|pair| world.at(0, Event::Cut(pair)));
+        }
+        world.at(0, Event::Rollback(vec![0]));
+        pass(&mut world, 5 * SECOND_US);
+        write_everywhere(&mut world);
+        world.pairs().into_iter().for_each(|pair| world.at(0, Event::Heal(pair)));
+        pass(&mut world, 10 * SECOND_US);
+        assert_eq!(world.difference(None).unwrap(), None);
+        assert_eq!([0, 1, 2].map(|node| replicas(&world, node)), [4; 3]);
+        (0..3).for_each(|node| world.check(node).unwrap());
+    }
+}
+
 /// Of incarnations that live: the rows of a dead one's sums may stay for ever, since nobody but their owner retires them.
 #[test]
 fn nothing_is_left_of_what_was_deleted() {
