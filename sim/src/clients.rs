@@ -80,7 +80,9 @@ impl World {
                 self.session_ask(client, i, ask)
             }
             Plan::Retry => match self.clients[client].last.clone() {
-                Some(ask) => self.session_ask(client, i, ask),
+                // A retry may go to a node that has not heard of the first: so it carries no more of a token than that did.
+                Some(ask) if self.has_applied(i, &ask)? => self.ask(i, Some(client), ask),
+                Some(_) => Ok(()),
                 None => Ok(()),
             },
         }
@@ -89,11 +91,17 @@ impl World {
     fn session_ask(&mut self, client: usize, i: usize, ask: Ask) -> Result<(), Violation> {
         let home = ask.writes[0].record.partition(self.partitions);
         let context = self.contexts(i)?.remove(&home).unwrap_or_default();
-        let covered = ask.terms.seen.as_ref().is_none_or(|seen| seen.applied_by(&context));
-        if covered && self.is_served(client, i, home, &context)? {
+        if self.has_applied(i, &ask)? && self.is_served(client, i, home, &context)? {
             self.ask(i, Some(client), ask)?;
         }
         Ok(())
+    }
+
+    /// Whether a node has what a request says that its client has seen.
+    fn has_applied(&self, i: usize, ask: &Ask) -> Result<bool, Violation> {
+        let home = ask.writes[0].record.partition(self.partitions);
+        let context = self.contexts(i)?.remove(&home).unwrap_or_default();
+        Ok(ask.terms.seen.as_ref().is_none_or(|seen| seen.applied_by(&context)))
     }
 
     /// Whether a node has what a client's token names; then it has all that the client has seen.

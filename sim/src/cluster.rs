@@ -84,10 +84,20 @@ impl Cluster {
 
     /// Commits operations on a record at a node.
     pub fn commit(&mut self, node: usize, record: &RecordId, ops: Vec<Op>) -> Result<(), StepError> {
+        self.commit_on(node, record, ops, Terms::default())
+    }
+
+    /// The same on terms.
+    pub fn commit_on(
+        &mut self,
+        node: usize,
+        record: &RecordId,
+        ops: Vec<Op>,
+        terms: Terms,
+    ) -> Result<(), StepError> {
         self.now_us += 1000;
         let writes = vec![Write { record: record.clone(), ops }];
-        let outputs =
-            self.step(node, Input::Commit { request: RequestId(0), writes, terms: Terms::default() })?;
+        let outputs = self.step(node, Input::Commit { request: RequestId(0), writes, terms })?;
         match outputs
             .into_iter()
             .find_map(|output| if let Output::Reply { reply, .. } = output { Some(reply) } else { None })

@@ -237,7 +237,6 @@ impl World {
         for (id, held) in &held {
             self.oracle.lost(*id, held);
         }
-        self.keys.forget(|id, dot| self.oracle.is_lost(id, dot));
         self.clients.iter_mut().for_each(|client| client.begin_anew_unless(&held));
         Ok(())
     }

@@ -60,6 +60,9 @@ impl Stepped<'_> {
             let Some(asked) = self.open.get(request) else { continue };
             let ask = &asked.ask;
             let here = home(self.node, ask);
+            if let Reply::Committed { partition, commit: Some((dot, _)), repeated: false, .. } = reply {
+                requests.named(*partition, *dot);
+            }
             if let (Some(key), Some(partition)) = (ask.terms.request, here) {
                 requests.answered(self.who, partition, key, reply, self.node.context(partition))?;
             }

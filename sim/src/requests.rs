@@ -102,10 +102,10 @@ impl Requests {
         Ok(())
     }
 
-    /// Some commits are nowhere any more.
-    pub(crate) fn forget(&mut self, is_lost: impl Fn(PartitionId, Dot) -> bool) {
-        for ((partition, _), made) in &mut self.made {
-            made.retain(|(_, dot)| !is_lost(*partition, *dot));
+    /// A commit is made: what bore its name before was lost with every disk that held it.
+    pub(crate) fn named(&mut self, partition: PartitionId, dot: Dot) {
+        for (_, made) in self.made.iter_mut().filter(|((of, _), _)| *of == partition) {
+            made.retain(|(_, before)| *before != dot);
         }
     }
 

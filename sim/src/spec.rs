@@ -455,6 +455,33 @@ mod tests {
     }
 
     #[test]
+    fn keyed_increments_count_once() {
+        let mut world = World::default();
+        world.play("A: once f 7 k1; B: once f 7 k1, once f 2 k2; sync");
+        assert_eq!(world.read('C'), "f=9");
+        world.play("A: clear f; B: once f 1 k3; sync");
+        assert_eq!(world.read('C'), "f=1");
+    }
+
+    #[test]
+    fn a_clear_of_what_is_not_seen_is_refused() {
+        let mut world = World::default();
+        world.play("A: incr f 1; A: once g 1 k");
+        let seen = world.applied[&'A'].clone();
+        let refused = |world: &World, ops: &str| {
+            let ops: Vec<SpecOp> = ops.split(", ").map(op).collect();
+            world.history.first_refused_seen("k", &ops, &world.applied[&'A'], Some(&seen))
+        };
+        assert_eq!(refused(&world, "clear f"), None);
+        world.play("A: incr f 1; A: once g 1 l");
+        assert_eq!(refused(&world, "clear f"), Some(0));
+        // Those made under keys can be told apart.
+        assert_eq!(refused(&world, "clear g, delete"), Some(1));
+        world.play("A: clear f");
+        assert_eq!(refused(&world, "clear f"), None);
+    }
+
+    #[test]
     fn types_by_name() {
         let mut world = World::default();
         world.play("A: incr f 1; B: set f x, enable g; sync");
@@ -538,6 +565,7 @@ mod tests {
         match name.as_str() {
             "set" => SpecOp::Set { field, value },
             "incr" => SpecOp::Incr { field, by },
+            "once" => SpecOp::IncrOnce { field, by, key: members[1].clone() },
             "enable" => SpecOp::Enable { field },
             "disable" => SpecOp::Disable { field },
             "add" => SpecOp::Add { field, members },

@@ -3,9 +3,11 @@
 
 use std::ops::ControlFlow;
 
-use godwit_core::ids::{Field, Key, Namespace, RecordId};
+use godwit_core::context::Seen;
+use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::keys;
-use godwit_core::op::{Op, Write};
+use godwit_core::op::{Op, Terms, Write};
+use godwit_core::read::FieldView;
 use godwit_core::rng::Rng;
 use godwit_core::store::{Family, StoreRead};
 use godwit_sim::cluster::{Cluster, Traffic};
@@ -72,6 +74,29 @@ fn so_do_those_of_two_nodes_that_take_turns() {
     assert_cheap(healing, &cluster);
 }
 
+/// A removal takes what its client has seen, also where an addition of the same commit stands for the rest.
+#[test]
+fn what_a_client_has_not_seen_outlives_its_adding_and_removing() {
+    let (field, flag) = (Field::new("s").unwrap(), Field::new("f").unwrap());
+    let members = vec![Member::new("m").unwrap()];
+    let add = Op::Add { field: field.clone(), members: members.clone() };
+    let takings = [
+        vec![add.clone(), Op::Remove { field: field.clone(), members }],
+        vec![add.clone(), Op::Clear { field: field.clone() }],
+        vec![Op::Enable { field: flag.clone() }, Op::Disable { field: flag.clone() }],
+    ];
+    for ops in takings {
+        let mut cluster = cluster();
+        cluster.commit(0, &record(), vec![add.clone(), Op::Enable { field: flag.clone() }]).unwrap();
+        let before = cluster.read(0, &record()).unwrap();
+        let saw_nothing = Terms { seen: Some(Seen::default()), request: None };
+        cluster.commit_on(0, &record(), ops, saw_nothing).unwrap();
+        let values = |views: Vec<FieldView>| views.into_iter().map(|view| view.value).collect::<Vec<_>>();
+        let after = cluster.read(0, &record()).unwrap();
+        assert_eq!(values(after), values(before));
+    }
+}
+
 fn world(nodes: usize) -> World {
     World::new(&RunConfig::calm(nodes), Rng::new(7), false).unwrap()
 }
@@ -134,6 +159,31 @@ fn a_node_that_nobody_confirms_writes_under_a_new_name() {
     pass(&mut world, 10 * SECOND_US);
     assert_eq!(world.difference(None).unwrap(), None);
     assert_eq!([0, 1, 2].map(|node| replicas(&world, node)), [4; 3]);
+}
+
+/// A disk goes back to where its process had stopped cleanly; the process after it went on with the incarnation, and others
+/// hold what it wrote. Whether or not they can be asked, no name is given twice, and nothing of it is lost.
+#[test]
+fn a_disk_that_is_put_back_gives_no_name_twice() {
+    for seed in 0..12 {
+        let mut world = World::new(&RunConfig::calm(3), Rng::new(seed), false).unwrap();
+        write_everywhere(&mut world);
+        world.at(0, Event::Stop(0, SECOND_US / 10));
+        pass(&mut world, 5 * SECOND_US);
+        write_everywhere(&mut world);
+        assert_eq!(replicas(&world, 1), 3, "it went on with its incarnation");
+        if seed % 2 == 0 {
+            world.pairs().into_iter().for_each(|pair| world.at(0, Event::Cut(pair)));
+        }
+        world.at(0, Event::Rollback(vec![0]));
+        pass(&mut world, 5 * SECOND_US);
+        write_everywhere(&mut world);
+        world.pairs().into_iter().for_each(|pair| world.at(0, Event::Heal(pair)));
+        pass(&mut world, 10 * SECOND_US);
+        assert_eq!(world.difference(None).unwrap(), None);
+        assert_eq!([0, 1, 2].map(|node| replicas(&world, node)), [4; 3]);
+        (0..3).for_each(|node| world.check(node).unwrap());
+    }
 }
 
 /// Of incarnations that live: the rows of a dead one's sums may stay for ever, since nobody but their owner retires them.
