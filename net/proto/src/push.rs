@@ -220,8 +220,11 @@ impl Node {
     ) -> Result<(), StoreError> {
         let (count, window) = (self.config.partitions, self.config.tuning.window_bytes);
         let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
-        let Some(session) = peer.session.as_mut().filter(|session| session.synced) else { return Ok(()) };
+        let Some(session) = peer.session.as_mut() else { return Ok(()) };
         session.push.pump_at = None;
+        if !session.synced {
+            return Ok(());
+        }
         let mut id = session.push.turn;
         let (mut chunks, mut up_to_date) = (0, 0);
         while up_to_date < count {
