@@ -169,13 +169,13 @@ mod format2 {
 
     #[test]
     fn a_commit_with_an_idempotency_key() {
-        expect!["0201010101fd00000068e5cf8b010001026e73aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb0101fd00000068e5cf8b0101026e73016b0002016303000110aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0101fd00000068e5cf8b0102010a000173020002026d000101fd00000068e5cf8b0100026e000101fd00000068e5cf8b010000"].assert_eq(&kept().1[0]);
+        expect!["0201010101fd00000068e5cf8b010001026e73aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb0101fd00000068e5cf8b0101026e73016b0002016303000112aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa00000101fd00000068e5cf8b0102010a000173020002026d000101fd00000068e5cf8b0100026e000101fd00000068e5cf8b010000"].assert_eq(&kept().1[0]);
     }
 
     #[test]
     fn idempotency_keys() {
         expect![[r#"
-            006e7300aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0007 = 01bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb010101fd00000068e5cf8b01fd0068e5cf8b01000001120007d157d54bf9c0ca9f6e73006b00630003
+            006e7300aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0007 = 01bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb010101fd00000068e5cf8b01fd0068e5cf8b010000
             010000018bcfe568006e7300aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0007 =
         "#]].assert_eq(&lines(&kept().0, Family::Requests));
     }
@@ -183,7 +183,8 @@ mod format2 {
     #[test]
     fn states_of_fields() {
         expect![[r#"
-            0007d157d54bf9c0ca9f6e73006b00730002 = 01010101010001000000
+            0007d157d54bf9c0ca9f6e73006b00630003 = 010000010a01
+            0007d157d54bf9c0ca9f6e73006b00730002 = 010101010100010000000000
         "#]]
         .assert_eq(&lines(&kept().0, Family::Fields));
     }
