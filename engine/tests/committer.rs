@@ -273,6 +273,8 @@ async fn a_failing_commit_poisons() {
     assert_eq!(failure, Failure::Commit(disk_full));
     assert!(failure.to_string().contains("disk full"));
     assert_eq!(outputs.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Disconnected));
+    // The failure is told before the queue is let go of.
+    assert!(within(handle.shutdown()).await.is_err());
     assert!(handle.submit(Input::Add).await.is_err());
 }
 

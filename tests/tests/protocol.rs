@@ -275,6 +275,25 @@ fn a_peer_that_claims_nonsense_costs_neither_memory_nor_the_node() {
 }
 
 #[test]
+fn a_peer_that_greets_or_tells_without_end_loses_its_link() {
+    let told = Message::Contexts { complete: true, contexts: Vec::new() };
+    for (message, bound) in [(hello(), 40), (told, 1_100)] {
+        // Spread over time it may say as much as it likes.
+        let mut bench = Bench::linked();
+        for _ in 0..2 * bound {
+            bench.pass(1_000_000);
+            assert_eq!(closes(&bench.say(&message).unwrap()), None);
+        }
+        let mut closed = None;
+        for said in 0..bound {
+            closed = closed.or(closes(&bench.say(&message).unwrap()).map(|why| (said, why.to_string())));
+        }
+        let (said, why) = closed.expect("the link is closed");
+        assert!(said > 10 && why.contains("in a short time"), "{said}: {why}");
+    }
+}
+
+#[test]
 fn what_is_lost_is_sent_again_however_busy_other_partitions_are() {
     let mut bench = Bench::linked();
     bench.say(&Message::Contexts { complete: true, contexts: Vec::new() }).unwrap();

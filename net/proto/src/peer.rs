@@ -21,6 +21,38 @@ use crate::push::Push;
 /// The most bytes of a reason that a peer gives, kept for the log.
 const REASON_BYTES_MAX: usize = 300;
 
+/// Greetings that a peer may send at once, and how long it takes to earn another: it sends one every few seconds.
+const HELLO_BURST: u32 = 32;
+const HELLO_EVERY_US: u64 = 1_000_000;
+/// The same for contexts; another is earned in half of [`crate::Tuning::contexts_delay_us`], which is twice as often as a
+/// node tells what has changed.
+const CONTEXTS_BURST: u32 = 1000;
+
+/// How often something may still be done: a token bucket.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    tokens: u32,
+    filled_at: Mono,
+}
+
+impl Bucket {
+    fn full(burst: u32, now: Mono) -> Self {
+        Self { tokens: burst, filled_at: now }
+    }
+
+    /// Takes a token; false if there is none.
+    fn take(&mut self, now: Mono, burst: u32, every_us: u64) -> bool {
+        let every_us = every_us.max(1);
+        let earned = now.since_us(self.filled_at) / every_us;
+        self.filled_at = self.filled_at.plus_us(earned.saturating_mul(every_us));
+        let tokens = u64::from(self.tokens).saturating_add(earned).min(u64::from(burst));
+        self.tokens = tokens as u32;
+        let taken = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        taken
+    }
+}
+
 /// A peer: what it last told, and its link if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
@@ -67,6 +99,9 @@ pub(crate) struct Session {
     /// When to tell all contexts.
     pub(crate) tell_all_at: Mono,
     pub(crate) push: Push,
+    /// Greetings and contexts that the peer may still send.
+    pub(crate) hellos: Bucket,
+    pub(crate) contexts: Bucket,
     /// Partitions in which the peer lacks so much that it is to ask.
     pub(crate) to_ask: BTreeSet<PartitionId>,
     /// Requests for others' deltas that are being answered.
@@ -133,6 +168,8 @@ impl Node {
             tell_at: None,
             tell_all_at: now,
             push: Push::new(),
+            hellos: Bucket::full(HELLO_BURST, now),
+            contexts: Bucket::full(CONTEXTS_BURST, now),
             to_ask: BTreeSet::new(),
             answers: BTreeMap::new(),
             answer_at: None,
@@ -182,6 +219,9 @@ impl Node {
         }
         let (greeted, place) = (session.greeted, session.place());
         let outcome = match Message::decode(place.wire, bytes) {
+            Ok(message) if !self.may_say(name, &message, step.now.mono) => {
+                Err(format!("too many {} messages in a short time", message.name()))
+            }
             Ok(Message::Hello(hello)) => self.hello(step, name, place, hello)?,
             Ok(Message::Refuse { reason }) => Err(format!("the peer refuses: {}", shortened(&reason))),
             Ok(_) if !greeted => Ok(()),
@@ -194,6 +234,19 @@ impl Node {
             self.link_down(step.now.mono, name, link);
         }
         Ok(())
+    }
+
+    /// Whether the peer may say this now: what costs more than its bytes has a rate.
+    fn may_say(&mut self, name: &str, message: &Message, now: Mono) -> bool {
+        let contexts_every_us = self.config.tuning.contexts_delay_us / 2;
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
+            return false;
+        };
+        match message {
+            Message::Hello(_) => session.hellos.take(now, HELLO_BURST, HELLO_EVERY_US),
+            Message::Contexts { .. } => session.contexts.take(now, CONTEXTS_BURST, contexts_every_us),
+            _ => true,
+        }
     }
 
     /// Takes a message of a greeted peer; an inner `Err` says why the link must close.
