@@ -9,12 +9,15 @@
 //! - bit `0x20`: rows hold sums; a clear does not cover them, the type clears them by rows of its own.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
 use crate::context::Dot;
 use crate::ids::Field;
+use crate::keys;
+use crate::store::{Family, StoreError, StoreRead};
 use crate::time::Hlc;
 
 /// The format version of a stored row.
@@ -130,4 +133,28 @@ impl RowValue {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode(ROW_VERSION, bytes)
     }
+}
+
+/// Visits the rows of a key range of one record, dead ones too, with their keys.
+pub(crate) fn each_row(
+    store: &impl StoreRead,
+    record_prefix: &[u8],
+    from: &[u8],
+    to: &[u8],
+    mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let mut outcome = Ok(());
+    store.scan(
+        Family::Rows,
+        from,
+        to,
+        &mut |key, value| match keys::parse_row(record_prefix, key, value) {
+            Ok(row) => visit(key, row),
+            Err(error) => {
+                outcome = Err(StoreError::damaged("rows")(error));
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    outcome
 }

@@ -131,7 +131,7 @@ impl Incarnation {
             rng,
             reincarnations: 0,
         };
-        incarnation.write(batch, false);
+        batch.put(Family::Meta, keys::INCARNATION.to_vec(), incarnation.record(false));
         Ok(incarnation)
     }
 
@@ -159,9 +159,10 @@ impl Incarnation {
         question.since.map(|since| since.plus_us(CONFIRM_WAIT_US))
     }
 
-    fn write(&self, batch: &mut Batch, clean: bool) {
+    /// What the data directory is to say.
+    fn record(&self, clean: bool) -> Vec<u8> {
         let record = Record { replica: self.replica, instance: self.instance, clean };
-        batch.put(Family::Meta, keys::INCARNATION.to_vec(), codec::encode(RECORD_VERSION, &record));
+        codec::encode(RECORD_VERSION, &record)
     }
 }
 
@@ -361,12 +362,7 @@ impl Node {
     }
 
     fn write_incarnation<S: StoreRead>(&self, step: &mut Step<'_, S>, clean: bool) {
-        let mut batch = Batch::default();
-        self.incarnation.write(&mut batch, clean);
-        for (family, key, value) in batch.iter() {
-            if let Some(value) = value {
-                step.txn.put(family, key.to_vec(), value.to_vec());
-            }
-        }
+        let record = self.incarnation.record(clean);
+        step.txn.put(Family::Meta, keys::INCARNATION.to_vec(), record);
     }
 }

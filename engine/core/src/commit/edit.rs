@@ -10,7 +10,7 @@ use crate::fields::FieldState;
 use crate::ids::{Field, Member, RecordId};
 use crate::keys;
 use crate::op::{Op, Reason, Terms};
-use crate::row::{FieldType, Row};
+use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead};
 use crate::time::Hlc;
 use crate::types::{Unit, counter, keyed, presence, register};
@@ -100,7 +100,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let At { partition, own, context, has_states, oldest_ms } = at;
         let prefix = keys::record_prefix(partition, record);
         let (mut sample, mut is_whole) = (Vec::new(), true);
-        each_stored_row(store, &prefix, &prefix, &keys::after_prefix(&prefix), |key, row| {
+        each_row(store, &prefix, &prefix, &keys::after_prefix(&prefix), |key, row| {
             if sample.len() == SAMPLE_ROWS {
                 is_whole = false;
                 return ControlFlow::Break(());
@@ -528,7 +528,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         if !self.is_whole {
-            return each_stored_row(self.store, &self.prefix, from, to, visit);
+            return each_row(self.store, &self.prefix, from, to, visit);
         }
         let within = self.sample.iter().filter(|(key, _)| (from..to).contains(&key.as_slice()));
         for (key, row) in within {
@@ -538,24 +538,6 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         }
         Ok(())
     }
-}
-
-fn each_stored_row(
-    store: &impl StoreRead,
-    prefix: &[u8],
-    from: &[u8],
-    to: &[u8],
-    mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
-) -> Result<(), StoreError> {
-    let mut outcome = Ok(());
-    store.scan(Family::Rows, from, to, &mut |key, value| match keys::parse_row(prefix, key, value) {
-        Ok(row) => visit(key, row),
-        Err(error) => {
-            outcome = Err(StoreError::damaged("rows")(error));
-            ControlFlow::Break(())
-        }
-    })?;
-    outcome
 }
 
 fn unit_lives(unit: &Unit) -> bool {

@@ -16,7 +16,7 @@ use crate::delta::{Clear, Delta, FieldDelta, RecordDelta};
 use crate::fields::{FieldState, Tally};
 use crate::ids::{PartitionId, RecordId, ReplicaId};
 use crate::keys;
-use crate::row::{FieldType, Row, RowValue};
+use crate::row::{FieldType, Row, RowValue, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::types::{counter, keyed};
 
@@ -98,30 +98,6 @@ pub(super) fn slot_value(ty: FieldType, rows: &[Row]) -> Result<Option<i64>, Sto
         return keyed::value(rows).map_err(StoreError::damaged("rows: counter"));
     }
     Ok((!rows.is_empty()).then_some(0))
-}
-
-/// Visits the rows of a key range of one field and type.
-pub(super) fn each_row(
-    store: &impl StoreRead,
-    record_prefix: &[u8],
-    from: &[u8],
-    to: &[u8],
-    mut visit: impl FnMut(&[u8], Row) -> ControlFlow<()>,
-) -> Result<(), StoreError> {
-    let mut outcome = Ok(());
-    store.scan(
-        Family::Rows,
-        from,
-        to,
-        &mut |key, value| match keys::parse_row(record_prefix, key, value) {
-            Ok(row) => visit(key, row),
-            Err(error) => {
-                outcome = Err(StoreError::damaged("rows")(error));
-                ControlFlow::Break(())
-            }
-        },
-    )?;
-    outcome
 }
 
 /// One record under a delta.

@@ -9,11 +9,11 @@
 use std::ops::ControlFlow;
 
 use super::Partition;
-use super::apply::{each_row, slot_value, unmark_if_empty};
+use super::apply::{slot_value, unmark_if_empty};
 use crate::fields::{FieldState, Tally};
 use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
-use crate::row::{FieldType, Row};
+use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 
 /// A counter's fold.
