@@ -75,7 +75,7 @@ async fn sends_to_links_that_are_not_are_refused() {
     assert!(a.handle.disconnect("b", link, "because"));
     assert_eq!(a.until_down("b").await, (link, "because".to_owned()));
     let (_, reason) = b.until_down("a").await;
-    assert!(reason.contains("code 6") && reason.contains("because"), "{reason}");
+    assert!(told_or_replaced(&reason, "code 6: because"), "{reason}");
     // Static peers connect again, and the old link's name stays dead.
     let (next, _) = a.until_up("b").await;
     b.until_up("a").await;
@@ -153,7 +153,7 @@ async fn overflow_closes_the_link_and_frees_the_queue() {
     assert_eq!(down, link);
     assert!(reason.contains("overflow"), "{reason}");
     let (_, reason) = b.until_down("a").await;
-    assert!(reason.contains("code 5"), "{reason}");
+    assert!(told_or_replaced(&reason, "code 5"), "{reason}");
     a.until_up("b").await;
     b.until_up("a").await;
     assert_eq!(a.status("b").up.unwrap().outbound_queue_bytes, 0);
@@ -246,4 +246,10 @@ async fn three_nodes_make_three_links() {
         heard.sort();
         assert!(!heard.contains(&names[own].to_owned()) && heard[0] != heard[1]);
     }
+}
+
+/// Whether a side knows why its link ended. A peer that closes a link and dials again at once can be heard on the new
+/// connection first: connections are driven by tasks of their own, and a loaded machine runs them in any order.
+fn told_or_replaced(reason: &str, said: &str) -> bool {
+    reason.contains(said) || reason == "replaced by a newer connection"
 }
