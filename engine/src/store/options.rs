@@ -5,8 +5,8 @@
 
 use godwit_core::store::Family;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, Options,
-    SliceTransform,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
+    Options, SliceTransform,
 };
 
 use super::RECORD_PREFIX_BYTES;
@@ -108,6 +108,11 @@ pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -
     // Counted against the cache, so that memory does not grow with the data.
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // Whole filters are about a MiB a file: where the cache is small, each would push out all else and be read again for
+    // every lookup. So both are cut into pieces of a block, and only what leads to the pieces stays.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_pin_top_level_index_and_filter(true);
 
     let mut result = Options::default();
     result.set_compression_type(DBCompressionType::Lz4);
