@@ -1,8 +1,10 @@
 //! Group commit: the production driver of a [`Machine`].
 //!
-//! One thread owns the machine. It takes what waits in the queue, runs the machine over one growing batch,
-//! commits the batch with one sync, and then hands the outputs to the sink, in order. While it syncs, the
-//! next group gathers in the queue: the slower the disk, the larger the groups, and nobody waits for a timer.
+//! Two threads, a group each. The first owns the machine: it takes what waits in the queue and runs the machine over one
+//! growing batch. The second ([`writer`]) commits that batch with one sync and then hands the outputs to the sink, in
+//! order, while the first fills the next group, for whose reads the batch under way lies over the store. A group is handed
+//! over when nothing is being written and nothing waits any more, or no more fits in, or filling it has taken as long as
+//! writing the one before: the slower the disk, the larger the groups, and nobody waits for a timer.
 //!
 //! A store that runs with [`Durability::Os`] is written to first and synced soon after, by a thread of its own. Then
 //! the outputs of a group fall into two classes, of which the sink, not the committer, knows ([`Sink::release`]):
@@ -10,28 +12,34 @@
 //!
 //! What holds (the *driver law* of [`godwit_core::machine`]):
 //!
-//! - *Nothing leaves before it is durable.* Outputs reach the sink after the commit of their group returned, in the
-//!   order of the machine. With [`Durability::Os`] those that the sink lets go reach it after the group is in the
-//!   system's hands, and all others after a sync that covers the group and everything before it: what an output
+//! - *Nothing leaves before it is durable.* Outputs reach the sink after the commit of their group, and of all before it,
+//!   returned, in the order of the machine. With [`Durability::Os`] those that the sink lets go reach it after the group
+//!   is in the system's hands, and all others after a sync that covers the group and everything before it: what an output
 //!   says may rest on an earlier group, also if its own changed nothing. Order is kept within each class.
+//! - *The machine sees what it did.* Its reads see all groups before, whether written or under way: one is under way at
+//!   most, and laid over the store it hides nothing but itself, before and after it gets there.
 //! - *A failure is final.* If a step of the machine, the commit or a sync fails, or anything panics, no output of that
-//!   group is released, the thread ends, [`CommitterHandle::failed`] resolves and every later submit is
-//!   refused. The machine is dropped: it may be ahead of the store. What was queued is dropped with it, and so
+//!   group or a later one is released, nothing more is written, both threads end, [`CommitterHandle::failed`] resolves
+//!   and every later submit is refused. (A group that was under way when a *later* one's step failed is written and
+//!   released as ever.) The machine is dropped: it may be ahead of the store. What was queued is dropped with it, and so
 //!   are reply channels in it, which tells their waiters. The process should exit with an error.
 //! - *Accepted is handled.* What was submitted before [`CommitterHandle::shutdown`] closed the queue is handled
-//!   and committed before the thread ends, and with [`Durability::Os`] synced, and what waited for that released.
+//!   and committed before the threads end, and with [`Durability::Os`] synced, and what waited for that released.
 //!   Dropping the last handle does the same, without waiting for it.
 //! - *Deadlines are not starved.* A due deadline is served at the end of each group, however full the queue
-//!   is, and at most once a group. A machine whose deadline stays due is called again at once: it must move it.
+//!   is, and else when it is due. A machine whose deadline stays due is called again at once: it must move it.
 //!
-//! Limits: the queue holds [`CommitterOptions::queue_inputs`]; then submitting waits. A group ends after
-//! [`CommitterOptions::group_inputs_max`] inputs or once its batch reaches
-//! [`CommitterOptions::group_bytes_max`], so it exceeds that by one input's changes at most. Its outputs are
-//! bounded by its inputs only. What waits for a sync is bounded by [`CommitterOptions::waiting_outputs_max`] and
-//! [`CommitterOptions::unsynced_bytes_max`]: beyond them the committer waits for a sync, and then nothing else is
-//! served, deadlines included. Deadlines are met to about a millisecond, after the group in progress.
+//! Limits: the queue holds [`CommitterOptions::queue_inputs`]; then submitting waits. A group takes nothing more after
+//! [`CommitterOptions::group_inputs_max`] inputs (a timeout counts as one) or once its batch reaches
+//! [`CommitterOptions::group_bytes_max`], so it exceeds that by one input's changes, and those of a deadline, at most. Its
+//! outputs are bounded by its inputs only. Two groups exist at a time. What waits for a sync is bounded by
+//! [`CommitterOptions::waiting_outputs_max`] and [`CommitterOptions::unsynced_bytes_max`]: beyond them nothing is written
+//! until a sync is done, and once the next group is full nothing else is served, deadlines included. Deadlines are met to
+//! about a millisecond, after the input in progress.
 //!
-//! The sink runs on the committer's thread: it must not block, and should hand on what it gets.
+//! The sink runs on the second thread: it must not block, and should hand on what it gets.
+//!
+//! [`Durability::Os`]: crate::store::Durability::Os
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,18 +48,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use godwit_core::machine::{Effects, Machine};
-use godwit_core::store::StoreError;
+use godwit_core::store::{Batch, Overlay, StoreError, StoreRead};
 use godwit_core::time::{Mono, Now, Wall};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::stats::CommitStats;
-use crate::store::{Commit, Durability};
+use crate::store::Commit;
 
 mod sync;
+mod writer;
 
-use sync::Syncs;
+use writer::{Event, Writer};
 
 /// Inputs that wait by default.
 pub const QUEUE_INPUTS: usize = 4096;
@@ -77,12 +86,12 @@ pub struct CommitterOptions {
     pub group_inputs_max: usize,
     /// Bytes of keys and values at which a group takes no further input.
     pub group_bytes_max: usize,
-    /// With [`Durability::Os`]: outputs that may wait for a sync before the committer waits.
+    /// With [`Os`](crate::store::Durability::Os): outputs that may wait for a sync before no more is written.
     pub waiting_outputs_max: usize,
-    /// With [`Durability::Os`]: bytes of keys and values that may be written and not synced before the committer
-    /// waits.
+    /// With [`Os`](crate::store::Durability::Os): bytes of keys and values that may be written and not synced before
+    /// no more is written.
     pub unsynced_bytes_max: usize,
-    /// With [`Durability::Os`]: the least time from the beginning of one sync to that of the next.
+    /// With [`Os`](crate::store::Durability::Os): the least time from the beginning of one sync to that of the next.
     pub sync_interval: Duration,
 }
 
@@ -132,7 +141,7 @@ pub enum TrySubmitError<I> {
     Stopped(I),
 }
 
-/// When an output may leave, of a store that runs with [`Durability::Os`].
+/// When an output may leave, of a store that runs with [`Durability::Os`](crate::store::Durability::Os).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     /// Once its group is written: a power cut may make it untrue.
@@ -143,10 +152,10 @@ pub enum Release {
 
 /// Takes what the machine releases. A closure that takes outputs is a sink, all of whose outputs wait for syncs.
 pub trait Sink<O> {
-    /// When this output may leave. With [`Durability::Fsync`] nobody asks: written is synced.
+    /// When this output may leave. With [`Fsync`](crate::store::Durability::Fsync) nobody asks: written is synced.
     fn release(&self, output: &O) -> Release;
 
-    /// Takes an output. Runs on the committer's thread: it must not block.
+    /// Takes an output. Runs on the thread that writes: it must not block.
     fn take(&mut self, output: O);
 }
 
@@ -165,8 +174,8 @@ impl<O, F: FnMut(O)> Sink<O> for F {
 pub struct Committer;
 
 impl Committer {
-    /// Starts the thread that drives the machine, and with [`Durability::Os`] one that syncs. From now on nothing
-    /// else may commit to the store.
+    /// Starts the thread that drives the machine, one that writes, and with [`Os`](crate::store::Durability::Os) one
+    /// that syncs. From now on nothing else may commit to the store.
     ///
     /// Fails if the system gives no thread or no timer.
     pub fn spawn<M, S>(
@@ -185,17 +194,18 @@ impl Committer {
         let (inputs, queue) = mpsc::channel(options.queue_inputs.max(1));
         let (status_writer, status) = watch::channel(Status::Running);
         let shared = Arc::new(Shared::default());
-        let syncs = match store.durability() {
-            Durability::Fsync => None,
-            Durability::Os => Some(Syncs::spawn(store.clone(), options.clone(), Arc::clone(&shared.stats))?),
-        };
+        let writer = Writer::spawn(store.clone(), sink, &options, Arc::clone(&shared.stats))?;
         let driver = Driver {
             machine,
             store,
-            syncs,
-            sink,
+            writer,
             options,
             queue,
+            group: Effects::default(),
+            inputs: 0,
+            begun: None,
+            under_way: None,
+            last_write: Duration::ZERO,
             start: Instant::now(),
             closing: Arc::clone(&shared.closing),
             stats: Arc::clone(&shared.stats),
@@ -311,11 +321,11 @@ impl Shared {
     }
 }
 
-fn run_thread<M, S, K>(runtime: &Runtime, mut driver: Driver<M, S, K>, status: &watch::Sender<Status>)
+fn run_thread<M, S>(runtime: &Runtime, mut driver: Driver<M, S>, status: &watch::Sender<Status>)
 where
     M: Machine,
-    S: Commit,
-    K: Sink<M::Output>,
+    M::Output: Send + 'static,
+    S: StoreRead,
 {
     // Unwind safety: after a panic nothing of the driver is used again, it is only dropped.
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(driver.run())))
@@ -339,124 +349,139 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_string()
 }
 
-struct Driver<M: Machine, S, K> {
+struct Driver<M: Machine, S> {
     machine: M,
     store: S,
-    /// What is not synced yet; `None` if each commit is.
-    syncs: Option<Syncs<M::Output>>,
-    sink: K,
+    writer: Writer<M::Output>,
     options: CommitterOptions,
     queue: mpsc::Receiver<M::Input>,
+    /// The group that fills, and its inputs, timeouts counted too.
+    group: Effects<M::Output>,
+    inputs: usize,
+    /// When the first of them was handled.
+    begun: Option<Instant>,
+    /// The group that is being written.
+    under_way: Option<Arc<Batch>>,
+    /// How long the one before took to write.
+    last_write: Duration,
     /// What monotonic time counts from.
     start: Instant,
     closing: Arc<Notify>,
     stats: Arc<CommitStats>,
 }
 
-impl<M, S, K> Driver<M, S, K>
+impl<M, S> Driver<M, S>
 where
     M: Machine,
-    S: Commit,
-    K: Sink<M::Output>,
+    M::Output: Send + 'static,
+    S: StoreRead,
 {
     async fn run(&mut self) -> Result<(), Failure> {
         let closing = Arc::clone(&self.closing);
         let mut open = true;
         loop {
-            let deadline = self.next_deadline();
-            let sync_due = self.begin_due_sync();
-            let full = self.syncs.as_ref().is_some_and(Syncs::is_full);
-            // In this order: closing and what syncs release must not starve under load; a due deadline need not come
-            // before inputs, because every group serves it, nor a due sync, which begins above.
-            let first = tokio::select! {
+            if self.is_ripe() {
+                self.hand_over()?;
+            }
+            let (full, deadline) = (self.is_full(), self.next_deadline());
+            // In this order: closing and what was written must not starve under load; a due deadline need not come
+            // before inputs, because every group serves it.
+            tokio::select! {
                 biased;
                 () = closing.notified(), if open => {
                     self.queue.close();
                     open = false;
-                    continue;
                 }
-                outcome = synced(&mut self.syncs) => {
-                    outcome?;
-                    self.release_synced();
-                    continue;
-                }
+                event = self.writer.event() => self.written(event?),
                 input = self.queue.recv(), if !full => match input {
-                    Some(input) => Some(input),
+                    Some(input) => self.handle(input)?,
                     // Closed and drained, or every handle is gone.
-                    None => return self.sync_all().await,
+                    None => return self.finish().await,
                 },
-                () = at(deadline), if !full => None,
-                () = at(sync_due) => continue,
-            };
-            self.group(first)?;
+                () = at(deadline), if !full => self.handle_timeout()?,
+            }
         }
     }
 
-    /// Begins a sync if one is due; when the next one is.
-    fn begin_due_sync(&mut self) -> Option<tokio::time::Instant> {
-        let syncs = self.syncs.as_mut()?;
-        let due = syncs.due()?;
-        if due <= Instant::now() {
-            syncs.begin();
-            return None;
-        }
-        Some(due.into())
+    /// Whether the group is to be handed over now: nothing is being written, and either nothing waits, or no more fits in,
+    /// or it has been filled for as long as the one before took to write. Then both halves have the same to do, and
+    /// neither waits long for the other.
+    fn is_ripe(&self) -> bool {
+        let Some(begun) = self.begun.filter(|_| self.under_way.is_none()) else { return false };
+        self.queue.is_empty() || self.is_full() || begun.elapsed() >= self.last_write
     }
 
-    fn release_synced(&mut self) {
-        while let Some(output) = self.syncs.as_mut().and_then(Syncs::next_released) {
-            self.sink.take(output);
-        }
+    fn is_full(&self) -> bool {
+        self.inputs >= self.options.group_inputs_max.max(1)
+            || self.group.batch.bytes() >= self.options.group_bytes_max.max(1)
     }
 
-    /// Syncs what is written and releases what waits for it. Two syncs at most: the one in progress, and one more.
-    async fn sync_all(&mut self) -> Result<(), Failure> {
-        while let Some(syncs) = self.syncs.as_mut().filter(|syncs| !syncs.is_clean()) {
-            syncs.begin();
-            syncs.done().await?;
-            self.release_synced();
+    fn handle(&mut self, input: M::Input) -> Result<(), Failure> {
+        let now = self.count();
+        let (machine, group) = (&mut self.machine, &mut self.group);
+        match &self.under_way {
+            None => machine.handle(now, input, &self.store, group),
+            Some(batch) => machine.handle(now, input, &Overlay::new(&self.store, batch), group),
         }
+        .map_err(Failure::Machine)
+    }
+
+    fn handle_timeout(&mut self) -> Result<(), Failure> {
+        let now = self.count();
+        let (machine, group) = (&mut self.machine, &mut self.group);
+        match &self.under_way {
+            None => machine.handle_timeout(now, &self.store, group),
+            Some(batch) => machine.handle_timeout(now, &Overlay::new(&self.store, batch), group),
+        }
+        .map_err(Failure::Machine)
+    }
+
+    /// Counts an input or a timeout into the group.
+    fn count(&mut self) -> Now {
+        self.begun.get_or_insert_with(Instant::now);
+        self.inputs += 1;
+        self.now()
+    }
+
+    /// Hands over the group that fills, a due deadline served.
+    fn hand_over(&mut self) -> Result<(), Failure> {
+        let now = self.now();
+        if self.machine.next_deadline().is_some_and(|deadline| deadline <= now.mono) {
+            self.handle_timeout()?;
+        }
+        let Effects { batch, outputs } = std::mem::take(&mut self.group);
+        self.stats.add_group(self.inputs as u64, outputs.len() as u64);
+        (self.inputs, self.begun) = (0, None);
+        if batch.is_empty() && outputs.is_empty() {
+            return Ok(());
+        }
+        let batch = Arc::new(batch);
+        self.under_way = Some(Arc::clone(&batch));
+        self.writer.hand_over(batch, outputs);
         Ok(())
     }
 
-    /// Handles one group, up to the release of its outputs.
-    fn group(&mut self, first: Option<M::Input>) -> Result<(), Failure> {
-        let mut out = Effects::default();
-        let mut inputs = 0;
-        let mut next = first;
-        while let Some(input) = next {
-            let now = self.now();
-            self.machine.handle(now, input, &self.store, &mut out).map_err(Failure::Machine)?;
-            inputs += 1;
-            let full =
-                inputs >= self.options.group_inputs_max || out.batch.bytes() >= self.options.group_bytes_max;
-            next = if full { None } else { self.queue.try_recv().ok() };
+    fn written(&mut self, event: Event) {
+        if let Event::Written(took) = event {
+            self.under_way = None;
+            self.last_write = took;
         }
-        let now = self.now();
-        if self.machine.next_deadline().is_some_and(|deadline| deadline <= now.mono) {
-            self.machine.handle_timeout(now, &self.store, &mut out).map_err(Failure::Machine)?;
-        }
-        let Effects { batch, outputs } = out;
-        if !batch.is_empty() {
-            let (bytes, begun) = (batch.bytes(), Instant::now());
-            match &mut self.syncs {
-                None => self.store.commit(batch).map_err(Failure::Commit)?,
-                Some(syncs) => {
-                    self.store.write(batch).map_err(Failure::Commit)?;
-                    syncs.wrote(bytes);
+    }
+
+    /// Hands over what is left, and waits until all is durable and released.
+    async fn finish(&mut self) -> Result<(), Failure> {
+        loop {
+            if self.under_way.is_none() {
+                if self.begun.is_none() {
+                    break;
                 }
+                self.hand_over()?;
             }
-            self.stats.add_commit(bytes as u64, begun.elapsed());
+            let event = self.writer.event().await?;
+            self.written(event);
         }
-        self.stats.add_group(inputs as u64, outputs.len() as u64);
-        for output in outputs {
-            match &mut self.syncs {
-                Some(syncs) if !syncs.is_clean() && self.sink.release(&output) == Release::Synced => {
-                    syncs.keep(output);
-                }
-                _ => self.sink.take(output),
-            }
-        }
+        self.writer.finish();
+        while !matches!(self.writer.event().await?, Event::Finished) {}
         Ok(())
     }
 
@@ -476,14 +501,6 @@ where
         // A deadline beyond what the clock can express never comes.
         let deadline = self.start.checked_add(Duration::from_micros(us))?;
         Some(deadline.into())
-    }
-}
-
-/// The end of the sync in progress, which never comes if none is.
-async fn synced<O>(syncs: &mut Option<Syncs<O>>) -> Result<(), Failure> {
-    match syncs {
-        Some(syncs) => syncs.done().await,
-        None => std::future::pending().await,
     }
 }
 

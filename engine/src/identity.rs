@@ -195,7 +195,7 @@ fn create(
     let identity = Identity { cluster, node, region, replica, partitions };
     let mut batch = Batch::default();
     batch.put(Family::Meta, keys::IDENTITY.to_vec(), encode(&identity));
-    store.commit(batch)?;
+    store.commit(&batch)?;
     Ok(identity)
 }
 

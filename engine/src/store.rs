@@ -67,7 +67,7 @@ pub const RECORD_PREFIX_BYTES: usize = 10;
 pub trait Commit: StoreRead {
     /// Commits a batch atomically, and returns when it would survive a power cut. After an error it is not
     /// known whether the batch is there: the caller must stop.
-    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+    fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
 
     /// Whether to [`Self::commit`], or to [`Self::write`] and [`Self::sync`] soon after. It never changes.
     fn durability(&self) -> Durability {
@@ -76,7 +76,7 @@ pub trait Commit: StoreRead {
 
     /// Commits a batch atomically, and returns when it would survive the end of the process. As [`Self::commit`],
     /// unless the store knows better.
-    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+    fn write(&self, batch: &Batch) -> Result<(), StoreError> {
         self.commit(batch)
     }
 
@@ -145,7 +145,7 @@ impl RocksStore {
     ///
     /// After an error it is not known whether the batch is there (the bytes may have reached the log before
     /// the sync failed): the node must stop, and reopening tells.
-    pub fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+    pub fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         self.put(batch, true)
     }
 
@@ -154,7 +154,7 @@ impl RocksStore {
     ///
     /// # Panics
     /// If the store does not run with [`Durability::Os`]: its log would be taken for one that was synced.
-    pub fn write(&self, batch: Batch) -> Result<(), StoreError> {
+    pub fn write(&self, batch: &Batch) -> Result<(), StoreError> {
         assert_eq!(
             self.shared.durability,
             Durability::Os,
@@ -170,7 +170,15 @@ impl RocksStore {
         self.shared.db.flush_wal(true).map_err(|error| failed("syncing", &error))
     }
 
-    fn put(&self, batch: Batch, sync: bool) -> Result<(), StoreError> {
+    /// Rewrites all table files into one sorted level of each family, without what was deleted and overwritten. Blocks
+    /// for as long as that takes; commits go on meanwhile. RocksDB does as much by itself, bit by bit.
+    pub fn compact(&self) {
+        for family in Family::ALL {
+            self.shared.db.compact_range_cf(self.family(family), None::<&[u8]>, None::<&[u8]>);
+        }
+    }
+
+    fn put(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -224,7 +232,7 @@ impl std::fmt::Debug for RocksStore {
 }
 
 impl Commit for RocksStore {
-    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         RocksStore::commit(self, batch)
     }
 
@@ -232,7 +240,7 @@ impl Commit for RocksStore {
         RocksStore::durability(self)
     }
 
-    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+    fn write(&self, batch: &Batch) -> Result<(), StoreError> {
         RocksStore::write(self, batch)
     }
 

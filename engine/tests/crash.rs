@@ -20,7 +20,7 @@ fn open(path: &Path) -> Result<RocksStore, StoreOpenError> {
 }
 
 fn commit(store: &RocksStore, n: u64) -> Result<(), StoreError> {
-    store.commit(batch(n))
+    store.commit(&batch(n))
 }
 
 /// The directory of a store that is still open: what a crash at this moment would leave.
@@ -96,7 +96,7 @@ fn a_log_that_was_not_synced_is_read_to_a_point_in_time() {
     drop(store_with(&dir, 4));
     let store = open_os(dir.path());
     assert_eq!((store.durability(), store.written_with()), (Durability::Os, Durability::Fsync));
-    (4..10).for_each(|n| store.write(batch(n)).unwrap());
+    (4..10).for_each(|n| store.write(&batch(n)).unwrap());
     let image = crash_image(&store);
     assert_eq!(batches(&open(image.path()).unwrap()), 10);
 
@@ -140,7 +140,7 @@ fn once_every_commit_is_synced_damage_is_refused_again() {
 #[should_panic(expected = "only a store that runs with Os")]
 fn a_store_that_syncs_every_commit_writes_nothing_unsynced() {
     let dir = TempDir::new().unwrap();
-    let _ = open(dir.path()).unwrap().write(batch(0));
+    let _ = open(dir.path()).unwrap().write(&batch(0));
 }
 
 /// Not a test of its own: what the killed process of the next one runs.

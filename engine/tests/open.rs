@@ -17,13 +17,13 @@ fn open(path: &Path) -> Result<RocksStore, StoreOpenError> {
 fn put(store: &RocksStore, family: Family, key: &[u8], value: &[u8]) {
     let mut batch = Batch::default();
     batch.put(family, key.to_vec(), value.to_vec());
-    store.commit(batch).unwrap();
+    store.commit(&batch).unwrap();
 }
 
 fn set_format(path: &Path, change: impl FnOnce(&mut Batch)) {
     let mut batch = Batch::default();
     change(&mut batch);
-    open(path).unwrap().commit(batch).unwrap();
+    open(path).unwrap().commit(&batch).unwrap();
 }
 
 #[test]

@@ -48,10 +48,10 @@ fn child_writes_until_the_power_goes() {
         }
         for n in begun..begun + BATCHES_MAX {
             if synced_each {
-                store.commit(batch(n)).unwrap();
+                store.commit(&batch(n)).unwrap();
                 println!("\ndurable {}", n + 1);
             } else {
-                store.write(batch(n)).unwrap();
+                store.write(&batch(n)).unwrap();
             }
             written.store(n + 1, Ordering::Release);
         }

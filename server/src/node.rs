@@ -306,7 +306,7 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
     let (node, mut begins) = Node::open(node_config, &store)?;
     begins.put(Family::Meta, keys::PLACE.to_vec(), place.note);
     // Durable, whatever the setting: from here on the data directory is no longer one that was stopped cleanly.
-    store.commit(begins)?;
+    store.commit(&begins)?;
     let (replica, asks) = (node.replica(), node.asks_to_resume());
     tracing::info!(%replica, asks, "writes under this replica id, once its peers confirm it if it asks them");
     Ok((store, identity, node))

@@ -2,9 +2,12 @@
 //! that is committed atomically or not at all.
 //!
 //! [`Txn`] lays a batch that is not committed yet over a store, so that many inputs of one group commit see
-//! each other. [`MemStore`] is the store of tests and of the simulator.
+//! each other. [`Overlay`] does so with a batch that is complete, so that a group sees the one before it, whose commit
+//! has not returned. [`MemStore`] is the store of tests and of the simulator.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Range;
+use std::ops::Bound::{Excluded, Included};
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
@@ -140,31 +143,21 @@ impl Batch {
     }
 }
 
-/// A store with a batch laid over it.
+/// A store with a batch laid over it, which may be on its way into the store: that changes nothing that is read here.
 #[derive(Debug)]
-pub struct Txn<'a, S> {
+pub struct Overlay<'a, S> {
     store: &'a S,
-    batch: &'a mut Batch,
+    batch: &'a Batch,
 }
 
-impl<'a, S: StoreRead> Txn<'a, S> {
+impl<'a, S: StoreRead> Overlay<'a, S> {
     /// Lays the batch over the store.
-    pub fn new(store: &'a S, batch: &'a mut Batch) -> Self {
+    pub fn new(store: &'a S, batch: &'a Batch) -> Self {
         Self { store, batch }
     }
-
-    /// Sets a value in the batch.
-    pub fn put(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
-        self.batch.put(family, key, value);
-    }
-
-    /// Removes a key in the batch.
-    pub fn delete(&mut self, family: Family, key: Vec<u8>) {
-        self.batch.delete(family, key);
-    }
 }
 
-impl<S: StoreRead> StoreRead for Txn<'_, S> {
+impl<S: StoreRead> StoreRead for Overlay<'_, S> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self.batch.families[family as usize].get(key) {
             Some(change) => Ok(change.clone()),
@@ -176,7 +169,10 @@ impl<S: StoreRead> StoreRead for Txn<'_, S> {
         if from >= to {
             return Ok(());
         }
-        let mut over = self.batch.families[family as usize].range(from.to_vec()..to.to_vec()).peekable();
+        let mut over = within(&self.batch.families[family as usize], from, to).peekable();
+        if over.peek().is_none() {
+            return self.store.scan(family, from, to, visit);
+        }
         let mut stopped = false;
         self.store.scan(family, from, to, &mut |key, value| {
             // Changes before this key are new keys; a change of this key hides the stored value.
@@ -209,6 +205,45 @@ impl<S: StoreRead> StoreRead for Txn<'_, S> {
     }
 }
 
+/// A store with a batch laid over it that goes on growing.
+#[derive(Debug)]
+pub struct Txn<'a, S> {
+    store: &'a S,
+    batch: &'a mut Batch,
+}
+
+impl<'a, S: StoreRead> Txn<'a, S> {
+    /// Lays the batch over the store.
+    pub fn new(store: &'a S, batch: &'a mut Batch) -> Self {
+        Self { store, batch }
+    }
+
+    /// Sets a value in the batch.
+    pub fn put(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
+        self.batch.put(family, key, value);
+    }
+
+    /// Removes a key in the batch.
+    pub fn delete(&mut self, family: Family, key: Vec<u8>) {
+        self.batch.delete(family, key);
+    }
+}
+
+impl<S: StoreRead> StoreRead for Txn<'_, S> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Overlay::new(self.store, self.batch).get(family, key)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        Overlay::new(self.store, self.batch).scan(family, from, to, visit)
+    }
+}
+
+/// The entries of a map from `from` (inclusive) to `to` (exclusive), which must not be less.
+fn within<'m, V>(map: &'m BTreeMap<Vec<u8>, V>, from: &[u8], to: &[u8]) -> Range<'m, Vec<u8>, V> {
+    map.range::<[u8], _>((Included(from), Excluded(to)))
+}
+
 /// An ordered store in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemStore {
@@ -235,11 +270,10 @@ impl StoreRead for MemStore {
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
-        use std::ops::Bound::{Excluded, Included};
         if from >= to {
             return Ok(());
         }
-        for (key, value) in self.families[family as usize].range::<[u8], _>((Included(from), Excluded(to))) {
+        for (key, value) in within(&self.families[family as usize], from, to) {
             if visit(key, value).is_break() {
                 break;
             }
@@ -286,6 +320,9 @@ mod tests {
             let mut committed = store.clone();
             committed.commit(batch.clone());
 
+            // On its way: all of it may be there already.
+            let over = Overlay::new(&committed, &batch);
+            prop_assert_eq!(all(&over, &[from], &[to], most), all(&committed, &[from], &[to], most));
             let txn = Txn::new(&store, &mut batch);
             prop_assert_eq!(all(&txn, &[from], &[to], most), all(&committed, &[from], &[to], most));
             for k in 0u8..8 {

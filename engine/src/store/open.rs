@@ -172,7 +172,7 @@ pub(super) fn open(path: &Path, options: &StoreOptions) -> Result<RocksStore, St
             path: path.to_path_buf(),
             reason: error.to_string(),
         };
-        store.commit(batch).map_err(failed)?;
+        store.commit(&batch).map_err(failed)?;
     }
     if let Some(from) = format.filter(|&from| from != FORMAT_VERSION) {
         tracing::info!(path = %path.display(), from, to = FORMAT_VERSION, "brought the store to a newer format");

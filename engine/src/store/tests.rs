@@ -129,7 +129,7 @@ impl Pair {
             Step::Commit(changes) => {
                 let batch = batch(changes);
                 self.model.commit(batch.clone());
-                self.store().commit(batch).unwrap();
+                self.store().commit(&batch).unwrap();
             }
             Step::Flush => flush(self.store()),
             Step::Compact => compact(self.store()),
@@ -184,7 +184,7 @@ proptest! {
         let snapshot = store.snapshot();
         for step in after {
             match step {
-                Step::Commit(changes) => store.commit(batch(changes)).unwrap(),
+                Step::Commit(changes) => store.commit(&batch(changes)).unwrap(),
                 Step::Flush => flush(&store),
                 // A snapshot holds the store open, so there is no restart.
                 Step::Compact | Step::Reopen => compact(&store),
@@ -216,7 +216,7 @@ fn scans_cross_records_and_tables() {
         for record in (table..400).step_by(4) {
             (0..3).for_each(|row| batch.put(Family::Rows, key(record * 2, row), vec![row]));
         }
-        store.commit(batch).unwrap();
+        store.commit(&batch).unwrap();
         flush(store);
     }
     let rows = |from: &[u8], to: &[u8]| {
@@ -239,7 +239,7 @@ fn stats_tell_sizes() {
     let pair = Pair::new();
     let store = pair.store();
     let put = |n: u8| (Family::Rows, vec![n; 12], Some(n));
-    store.commit(batch((0..50).map(put).collect())).unwrap();
+    store.commit(&batch((0..50).map(put).collect())).unwrap();
     flush(store);
     let stats = store.stats().unwrap();
     assert_eq!((stats.rows_estimated, stats.records_estimated), (50, 0));

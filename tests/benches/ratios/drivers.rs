@@ -2,19 +2,21 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant, SystemTime};
 
 use godwit_core::ids::RecordId;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Terms, Write};
-use godwit_core::store::{Family, StoreError, StoreRead, Visit};
+use godwit_core::store::{Batch, Family, Overlay, StoreError, StoreRead, Visit};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_engine::store::{RocksStore, StoreOptions};
 use godwit_proto::node::{Input, Output, Reply, RequestId};
 use godwit_proto::{Node, NodeConfig, Tuning};
 use rocksdb::{Cache, DB, Env, Options, WriteBatch, WriteOptions};
 
-use super::inputs::{add, member};
+use super::inputs::{GROUP, add, member};
 
 const MEMBERS_PER_COMMIT: u32 = 1_000;
 const FILL_COMMITS_PER_GROUP: usize = 20;
@@ -72,9 +74,6 @@ pub struct Driven {
     start: Instant,
 }
 
-/// The changes of a batch, to be written again without the machine.
-pub type Changes = Vec<(Family, Vec<u8>, Option<Vec<u8>>)>;
-
 impl Driven {
     pub fn open(dir: &Path, cache_bytes: usize) -> Self {
         let options = StoreOptions { block_cache_bytes: cache_bytes, ..StoreOptions::default() };
@@ -93,25 +92,52 @@ impl Driven {
             tuning: Tuning::default(),
         };
         let (node, batch) = Node::open(config, &store).expect("a node");
-        store.commit(batch).expect("a disk that works");
+        store.commit(&batch).expect("a disk that works");
         Self { store, node, start: Instant::now() }
+    }
+
+    /// Commits groups as the committer does: a thread writes each while the machine fills the next. Returns how long it took,
+    /// and what each changed.
+    pub fn pipelined(&mut self, groups: Vec<Vec<Write>>) -> (Duration, Vec<Arc<Batch>>) {
+        let groups: Vec<Vec<Input>> = groups.into_iter().map(inputs).collect();
+        let (store, node, start) = (&self.store, &mut self.node, self.start);
+        let (hand_over, handed_over) = sync_channel::<Arc<Batch>>(1);
+        let (wrote, written) = sync_channel(1);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for batch in handed_over {
+                    store.commit(&batch).expect("a disk that works");
+                    wrote.send(()).expect("somebody who waits");
+                }
+            });
+            let began = Instant::now();
+            let mut batches: Vec<Arc<Batch>> = Vec::with_capacity(groups.len());
+            let mut under_way = Arc::default();
+            for group in groups {
+                let mut out = Effects::default();
+                for input in group {
+                    let now = now(start);
+                    let over = Overlay::new(store, &under_way);
+                    node.handle(now, input, &over, &mut out).expect("a machine that works");
+                }
+                if !batches.is_empty() {
+                    written.recv().expect("a thread that writes");
+                }
+                assert_eq!(committed(&out), GROUP, "every write changes something");
+                under_way = Arc::new(out.batch);
+                hand_over.send(Arc::clone(&under_way)).expect("a thread that writes");
+                batches.push(Arc::clone(&under_way));
+            }
+            written.recv().expect("a thread that writes");
+            let took = began.elapsed();
+            drop(hand_over);
+            (took, batches)
+        })
     }
 
     /// Commits writes as one group.
     pub fn group(&mut self, writes: Vec<Write>) -> Group {
-        self.group_into(writes, None)
-    }
-
-    /// The same, and keeps what it changed.
-    pub fn group_into(&mut self, writes: Vec<Write>, changes: Option<&mut Changes>) -> Group {
-        let inputs: Vec<Input> = writes
-            .into_iter()
-            .enumerate()
-            .map(|(i, write)| {
-                let (request, writes) = (RequestId(i as u64), vec![write]);
-                Input::Commit { request, writes, terms: Terms::default() }
-            })
-            .collect();
+        let inputs = inputs(writes);
         let expected = inputs.len();
         let store = Counted { store: &self.store, reads: Cell::default(), reading: Cell::default() };
         let began = Instant::now();
@@ -122,18 +148,10 @@ impl Driven {
         }
         let machine = began.elapsed();
         let (reads, reading) = (store.reads.get(), store.reading.get());
-        if let Some(changes) = changes {
-            let all = out.batch.iter();
-            *changes = all.map(|(f, key, value)| (f, key.to_vec(), value.map(<[u8]>::to_vec))).collect();
-        }
-        let Effects { batch, outputs } = out;
         let began = Instant::now();
-        self.store.commit(batch).expect("a disk that works");
+        self.store.commit(&out.batch).expect("a disk that works");
         let commit = began.elapsed();
-        let committed = |output: &&Output| {
-            matches!(output, Output::Reply { reply: Reply::Committed { commit: Some(_), .. }, .. })
-        };
-        assert_eq!(outputs.iter().filter(committed).count(), expected, "every write changes something");
+        assert_eq!(committed(&out), expected, "every write changes something");
         Group { machine, reading, reads, commit }
     }
 
@@ -171,10 +189,10 @@ impl Raw {
     }
 
     /// Writes the changes in one batch, with one sync.
-    pub fn write(&self, changes: &Changes) -> Duration {
+    pub fn write(&self, changes: &Batch) -> Duration {
         let began = Instant::now();
         let mut batch = WriteBatch::default();
-        for (family, key, value) in changes {
+        for (family, key, value) in changes.iter() {
             let family = self.db.cf_handle(family.name()).expect("a family");
             match value {
                 Some(value) => batch.put_cf(family, key, value),
@@ -186,6 +204,22 @@ impl Raw {
         self.db.write_opt(batch, &options).expect("a disk that works");
         began.elapsed()
     }
+}
+
+fn inputs(writes: Vec<Write>) -> Vec<Input> {
+    let input = |(i, write)| {
+        let (request, writes) = (RequestId(i as u64), vec![write]);
+        Input::Commit { request, writes, terms: Terms::default() }
+    };
+    writes.into_iter().enumerate().map(input).collect()
+}
+
+/// How many commits changed something.
+fn committed(out: &Effects<Output>) -> usize {
+    let committed = |output: &&Output| {
+        matches!(output, Output::Reply { reply: Reply::Committed { commit: Some(_), .. }, .. })
+    };
+    out.outputs.iter().filter(committed).count()
 }
 
 fn now(start: Instant) -> Now {

@@ -3,7 +3,8 @@
 //! - A ratio compares medians of samples that alternate between its sides, so that what else the machine does
 //!   falls on both. Absolute figures say more about the disk than about Godwit.
 //! - Nothing is left out of a sample but making its input: a group is 64 commits through the node's machine, one
-//!   write batch and one sync, as the committer does it, without its queue and thread.
+//!   write batch and one sync, as the committer does it, without its queue. Commits are compared with raw batches over 16
+//!   groups, each written by a second thread while the machine fills the next; adds one group after the other.
 //! - Members are added through a block cache that is smaller than the large set, after the store was opened again. What
 //!   the system caches of the files is not dropped.
 //!
@@ -18,13 +19,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
-use drivers::{Changes, Driven, Group, Raw};
+use drivers::{Driven, Group, Raw};
 use godwit_core::ids::RecordId;
 use godwit_core::rng::Rng;
-use godwit_core::store::Family;
 use godwit_engine::store::StoreOptions;
 use inputs::{Adder, GROUP, Kind, PAGES, Pager, Writer, record};
 use tempfile::TempDir;
+
+/// Groups that are committed behind each other, where a group is filled while the one before is written.
+const ROUND: usize = 16;
 
 /// Samples of each side of a ratio, and those before them that do not count.
 const SAMPLES: usize = 300;
@@ -174,14 +177,9 @@ fn filled(dir: &Path, sets: &[(&[RecordId], u32)]) {
     for (records, members) in sets {
         driven.fill(records, *members);
     }
-    drop(driven);
     // How many unsorted files the filling leaves is luck, and each would be searched. What was written long ago lies in
     // one sorted level.
-    let raw = Raw::open(dir);
-    for family in Family::ALL {
-        let family = raw.db.cf_handle(family.name()).expect("a family");
-        raw.db.compact_range_cf(family, None::<&[u8]>, None::<&[u8]>);
-    }
+    driven.store.compact();
 }
 
 fn pages(
@@ -222,19 +220,22 @@ fn adds([large, small, cold]: &mut [(Driven, Adder); 3]) -> [Ratio; 2] {
     [Ratio { what, wanted: Some(0.9), base, tested, sync_us }, second]
 }
 
+/// Groups of commits, and the same changes as raw batches with as many syncs.
 fn commits(what: &'static str, kind: Kind, wanted: Option<f64>, driven: &mut Driven, raw: &Raw) -> Ratio {
     let (mut base, mut tested) = (Samples::default(), Samples::default());
     let mut writer = Writer { rng: Rng::new(3), next: 0 };
-    // Of the group before, where raw batches come first in a round.
-    let changes = RefCell::new(Changes::new());
-    driven.group_into(writer.group(kind), Some(&mut changes.borrow_mut()));
+    let mut groups = || (0..ROUND).map(|_| writer.group(kind)).collect();
+    // Of the round before, where raw batches come first in one.
+    let changes = RefCell::new(driven.pipelined(groups()).1);
     alternate(&mut [
-        &mut |counts| base.whole.extend(Some(raw.write(&changes.borrow())).filter(|_| counts)),
         &mut |counts| {
-            let group = driven.group_into(writer.group(kind), Some(&mut changes.borrow_mut()));
-            if counts {
-                tested.push(group);
-            }
+            let took: Duration = changes.borrow().iter().map(|changes| raw.write(changes)).sum();
+            base.whole.extend(Some(took / ROUND as u32).filter(|_| counts));
+        },
+        &mut |counts| {
+            let (took, batches) = driven.pipelined(groups());
+            *changes.borrow_mut() = batches;
+            tested.whole.extend(Some(took / ROUND as u32).filter(|_| counts));
         },
     ]);
     Ratio { what, wanted, base, tested, sync_us: Some(sync_us()) }
@@ -296,16 +297,18 @@ fn main() {
     }
     group.finish();
     let mut group = criterion.benchmark_group("commit");
-    group.throughput(Throughput::Elements(GROUP as u64));
+    group.throughput(Throughput::Elements((ROUND * GROUP) as u64));
     let mut writer = Writer { rng: Rng::new(4), next: u32::MAX / 2 };
+    let mut groups = || (0..ROUND).map(|_| writer.group(Kind::Mixed)).collect();
+    let changes = driven.pipelined(groups()).1;
     group.bench_function("godwit", |bencher| {
-        bencher
-            .iter_custom(|rounds| (0..rounds).map(|_| driven.group(writer.group(Kind::Mixed)).whole()).sum());
+        bencher.iter_custom(|rounds| (0..rounds).map(|_| driven.pipelined(groups()).0).sum());
     });
-    let mut changes = Changes::new();
-    driven.group_into(writer.group(Kind::Mixed), Some(&mut changes));
     group.bench_function("raw", |bencher| {
-        bencher.iter_custom(|rounds| (0..rounds).map(|_| raw.write(&changes)).sum());
+        bencher.iter_custom(|rounds| {
+            let round = || changes.iter().map(|changes| raw.write(changes)).sum::<Duration>();
+            (0..rounds).map(|_| round()).sum()
+        });
     });
     group.finish();
     drop(sides);
