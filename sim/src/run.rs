@@ -150,6 +150,8 @@ impl RunConfig {
             relay_wait_cut_us: 5_000 + rng.below(200_000),
             relay_retry_us: 500_000 + rng.below(3_000_000),
             relay_bytes: 100 << rng.below(12),
+            again_burst: 1 << rng.below(12),
+            again_every_us: 1 << rng.below(12),
             pending_bytes_max: 1_000 << rng.below(14),
             push_commits_max: 1 << rng.below(8),
             job_delay_us: 1_000 << rng.below(10),
