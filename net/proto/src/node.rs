@@ -317,9 +317,7 @@ impl Node {
     pub fn open(config: NodeConfig, store: &impl StoreRead) -> Result<(Self, Batch), StoreError> {
         assert!((1..=MAX_PARTITIONS).contains(&config.partitions), "1 to {MAX_PARTITIONS} partitions");
         let mut batch = Batch::default();
-        let has_members = !config.members.is_empty();
-        let incarnation =
-            Incarnation::open(store, &mut batch, &config.node, config.seed, config.same_place, has_members)?;
+        let incarnation = Incarnation::open(store, &mut batch, &config)?;
         let (replica, sizes) = (incarnation.replica(), &config.tuning.sizes);
         let partitions = (0..config.partitions)
             .map(|id| Partition::open_with(store, PartitionId(id), replica, sizes.clone()))

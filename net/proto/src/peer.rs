@@ -68,6 +68,8 @@ pub(crate) struct Peer {
     pub(crate) displaced: Option<u64>,
     /// A process that began while another one under this name was alive.
     pub(crate) refused: Option<u64>,
+    /// When a process that is not refused last greeted.
+    pub(crate) greeted_at: Option<Mono>,
 }
 
 /// A link, and what it speaks.
@@ -312,6 +314,7 @@ impl Node {
             peer.walked.another_process(step.now.mono);
         }
         peer.hello = Some(hello);
+        peer.greeted_at = Some(step.now.mono);
         Ok(Ok(()))
     }
 
