@@ -1,7 +1,9 @@
 //! Which data directories a node opens, which it refuses, and that it says why.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use godwit_core::ids::ReplicaId;
 use godwit_core::keys;
@@ -274,4 +276,33 @@ fn a_damaged_identity_is_refused() {
     put(&store, Family::Meta, keys::IDENTITY, &[1, 2, 3]);
     let error = identity::load_or_create(&store, &settings(), || ReplicaId(7)).unwrap_err();
     assert!(matches!(error, IdentityError::Store(StoreError::Damaged { .. })), "{error}");
+}
+
+/// What the next process compares: version, then inode and time of creation as bincode's variable-length integers.
+#[test]
+fn the_bytes_of_the_place_are_part_of_the_format() {
+    fn number(bytes: &mut Vec<u8>, value: u64) {
+        match value {
+            0..=250 => bytes.push(value as u8),
+            251..=0xffff => bytes.extend([&[251][..], &(value as u16).to_le_bytes()].concat()),
+            0x1_0000..=0xffff_ffff => bytes.extend([&[252][..], &(value as u32).to_le_bytes()].concat()),
+            _ => bytes.extend([&[253][..], &value.to_le_bytes()].concat()),
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let place = identity::place(&store).unwrap();
+    assert!(!place.is_same, "nobody has been here");
+    let metadata = fs::metadata(dir.path().join("GODWIT-PLACE")).unwrap();
+    let created = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let mut golden = vec![1];
+    number(&mut golden, metadata.ino());
+    number(&mut golden, created.map_or(0, |since| since.as_nanos() as u64));
+    assert_eq!(place.note, golden);
+
+    put(&store, Family::Meta, keys::PLACE, &golden);
+    assert!(identity::place(&store).unwrap().is_same);
+    *golden.last_mut().unwrap() ^= 1;
+    put(&store, Family::Meta, keys::PLACE, &golden);
+    assert!(!identity::place(&store).unwrap().is_same, "another time of creation");
 }

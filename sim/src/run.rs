@@ -150,6 +150,8 @@ impl RunConfig {
             relay_wait_cut_us: 5_000 + rng.below(200_000),
             relay_retry_us: 500_000 + rng.below(3_000_000),
             relay_bytes: 100 << rng.below(12),
+            again_burst: 1 << rng.below(12),
+            again_every_us: 1 << rng.below(12),
             pending_bytes_max: 1_000 << rng.below(14),
             push_commits_max: 1 << rng.below(8),
             job_delay_us: 1_000 << rng.below(10),
@@ -164,8 +166,7 @@ impl RunConfig {
         let wire = |rng: &mut Rng| if old && rng.chance(1, 2) { WIRE_OLDEST } else { WIRE_VERSION };
         let wires = (0..nodes).map(|_| wire(rng)).collect();
         let copied = (!old && rng.chance(1, 6)).then(|| rng.below(nodes as u64) as usize);
-        // Not both: a member that runs twice can confirm two processes of a node that was put back.
-        let rollbacks = !old && copied.is_none() && rng.chance(1, 3);
+        let rollbacks = !old && rng.chance(1, 3);
         let windows_end = rng.chance(1, 3);
         let window_ms = if windows_end { 1_000 << rng.below(5) } else { 86_400_000 };
         Self {

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use godwit_core::context::VersionVector;
+use godwit_core::context::{Dot, Seen, VersionVector};
 use godwit_core::delta::{Delta, EncodedDelta};
 use godwit_core::digest;
 use godwit_core::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::keys;
-use godwit_core::op::{Limits, Op, Terms, Write};
-use godwit_core::partition::{Applied, Committed, Partition, Received, Step as Job};
+use godwit_core::op::{Limits, Op, Reason, Refusal, Terms, Write};
+use godwit_core::partition::{Applied, CommitError, Committed, Partition, Received, Step as Job};
 use godwit_core::read::{self, ReadLimits, Value};
 use godwit_core::store::{Batch, Family, MemStore, StoreRead, Txn};
 use godwit_core::time::Hlc;
@@ -238,4 +238,37 @@ proptest! {
             }
         }
     }
+}
+
+/// Whoever has seen the last increment of a sum, by a commit of its own, has not seen those before it.
+#[test]
+fn a_clear_takes_no_increment_before_a_gap_in_what_its_client_has_seen() {
+    let mut replica = Replica::new(1);
+    let mut model = Model::default();
+    let clear = |replica: &mut Replica, seen: &Seen| {
+        let writes = [Write { record: record(), ops: vec![Op::Clear { field: Field::new("c").unwrap() }] }];
+        let terms = Terms { seen: Some(seen.clone()), request: None };
+        replica.within(|partition, txn| {
+            partition.commit(txn, &writes, &terms, &Limits::default(), (0, 0), || Hlc(1))
+        })
+    };
+    let stale = |refused: Result<Committed, CommitError>| {
+        let reason = Reason::StaleSeen { field: Field::new("c").unwrap() };
+        assert_eq!(refused, Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } }));
+    };
+    let dot = |counter| Dot { replica: ReplicaId(1), counter };
+    replica.commit(&[Some(1)], &mut model);
+    replica.commit(&[Some(10)], &mut model);
+    replica.commit(&[Some(100)], &mut model);
+    // Not the first one, not the second one.
+    stale(clear(&mut replica, &Seen::of_parts(VersionVector::new(), [dot(2), dot(3)])));
+    stale(clear(&mut replica, &Seen::of_parts([dot(1)].into_iter().collect(), [dot(3)])));
+    stale(clear(&mut replica, &Seen::all_of([dot(2)].into_iter().collect())));
+    assert_eq!(replica.value(), Some(111));
+    assert!(clear(&mut replica, &Seen::all_of([dot(3)].into_iter().collect())).is_ok());
+    assert_eq!(replica.value(), None);
+    // A new sum begins after the gap: it is seen whole.
+    replica.commit(&[Some(1000)], &mut model);
+    assert!(clear(&mut replica, &Seen::of_parts(VersionVector::new(), [dot(5)])).is_ok());
+    assert_eq!(replica.value(), None);
 }

@@ -122,7 +122,7 @@ mod format2 {
     use godwit_core::partition::Sizes;
     use godwit_core::row::FieldType;
     use godwit_core::time::{Mono, Now, Wall};
-    use godwit_proto::message::{Confirm, Hello, WIRE_VERSION};
+    use godwit_proto::message::{Confirm, Hello, WIRE_OLDEST, WIRE_VERSION};
     use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Tuning};
 
     fn lines(store: &MemStore, family: Family) -> String {
@@ -271,6 +271,29 @@ mod format2 {
             confirm = 0205010501010209
         "#]]
         .assert_eq(&lines);
+    }
+
+    /// What a node of the previous release is sent: its deltas in format 1, without idempotency keys, and no intervals.
+    #[test]
+    fn messages_of_wire_version_1() {
+        let hex_bytes = |text: &str| -> Vec<u8> {
+            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        };
+        let (format1, format2) = (written().1, kept().1);
+        let deltas = [&format1[1], &format2[0]].map(|delta| EncodedDelta::from_bytes(&hex_bytes(delta)));
+        let deltas = deltas.into_iter().chain([interval().encode()]).collect();
+        let sent = Message::Deltas { partition: PartitionId(7), deltas, ends_want: true };
+        let bytes = sent.encode(WIRE_OLDEST).unwrap();
+        expect!["010307023b010201fd02000068e5cf8b0101010101026e73016b0101010166010101020163210001090100000000000000010301010501730201026e000101003d010101fd00000068e5cf8b010001026e73016b0002016303000112aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa000002010a0173020002026d0000026e000001"].assert_eq(&hex(&bytes));
+        let Ok(Message::Deltas { partition, deltas, ends_want }) = Message::decode(WIRE_OLDEST, &bytes)
+        else {
+            panic!("it is read again");
+        };
+        assert_eq!((partition, deltas.len(), ends_want), (PartitionId(7), 2, true));
+        assert_eq!(hex(deltas[0].as_bytes()), format1[1]);
+        let keyless = Delta::decode(&deltas[1]).unwrap();
+        let keyed = Delta::decode(&EncodedDelta::from_bytes(&hex_bytes(&format2[0]))).unwrap();
+        assert_eq!(keyless, Delta { requests: Vec::new(), ..keyed });
     }
 
     /// The clock, the incarnation, and what was heard of a peer.

@@ -444,6 +444,128 @@ fn an_answer_comes_in_bounded_steps_and_to_its_end() {
     assert_eq!(answered.iter().filter(|output| ends(output)).count(), 1);
 }
 
+/// Log entries are what a hostile peer's requests cost: it asks without end, for everything, with ever other contexts, over
+/// ever new links and as ever new processes. An honest peer beside it has the log at full speed.
+#[test]
+fn a_peer_that_asks_for_the_same_without_end_is_answered_ever_later() {
+    const ENTRIES: u64 = 2_000;
+    let tuning = Tuning { again_burst: 5_000, again_every_us: 100, push_commits_max: 1, ..Tuning::default() };
+    let mut bench = Bench::tuned(tuning);
+    for _ in 0..ENTRIES {
+        bench.commit();
+    }
+    let home = record("k").partition(4);
+    let nothing = Message::Contexts { complete: true, contexts: Vec::new() };
+    let ended = |outputs: &[Output], name: &str| {
+        let ends = |output: &&Output| matches!(output, Output::Send { peer, message: Message::Deltas { ends_want: true, .. }, .. } if peer == name);
+        outputs.iter().filter(ends).count() as u64
+    };
+    let Message::Hello(first) = hello() else { unreachable!() };
+    let (began_us, mut answers) = (bench.now_us, 0);
+    for round in 0..8_000 {
+        // A new link, by a new process, every so often.
+        let link = LinkId(10 + round / 800);
+        let give = |bench: &mut Bench, message: &Message| {
+            let bytes = message.encode(WIRE_VERSION).unwrap();
+            bench.give(Input::Frame { peer: "there".into(), link, bytes }).unwrap()
+        };
+        if round % 800 == 0 {
+            bench.give(Input::Up { peer: "there".into(), link, wire: WIRE_VERSION }).unwrap();
+            give(&mut bench, &Message::Hello(Hello { instance: 100 + round, ..first.clone() }));
+            give(&mut bench, &nothing);
+        }
+        // Somebody else's commits: none of the log.
+        let context = [Dot { replica: ReplicaId(77), counter: 1 + round }].into_iter().collect();
+        let outputs = give(&mut bench, &Message::Want { partition: home, context });
+        assert_eq!(closes(&outputs), None);
+        for _ in 0..4 {
+            answers += ended(&bench.pass(250), "there");
+        }
+    }
+    // Each reads the log: what is free, what may be owed (by the last step too), and what is earned.
+    let free = ENTRIES * 5;
+    let earned = (bench.now_us - began_us) / 100;
+    assert!(answers >= earned / (2 * ENTRIES), "{answers}: answers end");
+    assert!(answers * ENTRIES <= free + 5_000 + 1_024 + earned, "{answers} answers");
+
+    // An honest one goes through the log by small answers, and again and again finds nothing new.
+    let third = |bench: &mut Bench, message: Message| {
+        let bytes = message.encode(WIRE_VERSION).unwrap();
+        bench.give(Input::Frame { peer: "third".into(), link: LinkId(2), bytes }).unwrap()
+    };
+    bench.give(Input::Up { peer: "third".into(), link: LinkId(2), wire: WIRE_VERSION }).unwrap();
+    third(&mut bench, Message::Hello(Hello { node: "third".into(), replica: ReplicaId(3), ..first.clone() }));
+    third(&mut bench, nothing);
+    let mut has = 0;
+    for _ in 0..1_000 {
+        let context = [Dot { replica: own(), counter: has }].into_iter().filter(|dot| dot.counter > 0);
+        third(&mut bench, Message::Want { partition: home, context: context.collect() });
+        let mut answered = 0;
+        for _ in 0..4 {
+            let outputs = bench.pass(1);
+            let to_third = outputs.into_iter().filter(|output| {
+                matches!(output, Output::Send { peer, message: Message::Deltas { .. }, .. } if peer == "third")
+            });
+            let to_third: Vec<Output> = to_third.collect();
+            answered += ended(&to_third, "third");
+            has = pushed(&to_third).last().map_or(has, |(_, counter)| *counter);
+        }
+        assert_eq!(answered, 1, "at {has}");
+        bench.commit();
+        bench.commit();
+    }
+    assert_eq!(has, ENTRIES + 2 * 999);
+}
+
+/// An asker that applies others' commits meanwhile asks with ever other contexts: the answer goes on.
+#[test]
+fn a_long_answer_ends_however_busy_the_asker_is() {
+    let mut bench = Bench::linked();
+    for _ in 0..10_000 {
+        bench.commit();
+    }
+    let home = record("k").partition(4);
+    let mut steps = 0;
+    loop {
+        steps += 1;
+        let context = [Dot { replica: ReplicaId(2), counter: steps }].into_iter().collect();
+        bench.say(&Message::Want { partition: home, context }).unwrap();
+        let outputs = bench.pass(1);
+        let ends = |output: &Output| {
+            matches!(output, Output::Send { message: Message::Deltas { ends_want: true, .. }, .. })
+        };
+        if outputs.iter().any(ends) {
+            break;
+        }
+        assert!(steps < 20, "the answer begins anew and anew");
+    }
+    assert!(steps > 5, "10,000 entries in {steps} steps");
+}
+
+/// What brings nothing is told by its first bytes: the rest may be anything.
+#[test]
+fn deltas_that_bring_nothing_are_not_decoded() {
+    let mut bench = Bench::linked();
+    let home = record("k").partition(4);
+    let deltas = |deltas: Vec<EncodedDelta>| Message::Deltas { partition: home, deltas, ends_want: false };
+    let damaged = |delta: &EncodedDelta| {
+        let bytes = delta.as_bytes();
+        EncodedDelta::from_bytes(&[bytes, &[0xff; 9]].concat())
+    };
+    let waits = delta(9, 3).encode();
+    bench.say(&deltas(vec![real_delta(), waits.clone()])).unwrap();
+    let dot = |counter| Dot { replica: ReplicaId(8), counter };
+    let range = DotRanges::between(&[dot(4)].into_iter().collect(), &[dot(9)].into_iter().collect());
+    let early = Delta { dots: range, ..delta(8, 5) }.encode();
+    let before = bench.store.clone();
+    for useless in [real_delta(), waits, early] {
+        assert_eq!(closes(&bench.say(&deltas(vec![damaged(&useless)])).unwrap()), None);
+        assert_eq!(bench.store, before);
+    }
+    // What is new is looked at.
+    assert!(closes(&bench.say(&deltas(vec![damaged(&delta(9, 1).encode())])).unwrap()).is_some());
+}
+
 /// Whoever has, or depends on, commits of this node that it does not hold proves that its data is stale: it goes on
 /// under a new id, and gives no old dot to a new commit.
 #[test]

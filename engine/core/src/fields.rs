@@ -122,6 +122,19 @@ impl FieldState {
         }
     }
 
+    /// How many slots are present, if that is known and rows may be dead: whoever has found as many need not look on.
+    pub(crate) fn live_slots(&self) -> Option<u64> {
+        self.survey.as_ref()?;
+        self.counted().map(|tally| tally.slots)
+    }
+
+    /// The place, below the prefix of the field and type, from which on all rows are dead, if some is known.
+    pub(crate) fn live_end(&self) -> Option<&[u8]> {
+        let survey = self.survey.as_ref()?;
+        let beyond = survey.beyond?;
+        (beyond.slots == 0).then_some(survey.cursor.as_slice())
+    }
+
     /// All rows were looked through at once, the dead ones removed.
     pub(crate) fn looked_through(&mut self, tally: Tally) {
         *self = if self.counted { Self { counted: true, tally, ..Self::default() } } else { Self::default() };

@@ -1,6 +1,6 @@
 //! Operations of clients, their limits, and why a commit is refused.
 
-use crate::context::Seen;
+use crate::context::{Dot, Seen};
 use crate::delta::RequestKey;
 use crate::ids::{Field, Member, RecordId};
 use crate::json::Json;
@@ -90,6 +90,28 @@ pub struct Write {
     pub ops: Vec<Op>,
 }
 
+impl Write {
+    /// About the memory that it takes, in bytes; at least that of all names, members and values.
+    pub fn bytes(&self) -> usize {
+        let op = |op: &Op| {
+            let name = op.target().map_or(0, |(field, _)| field.as_str().len());
+            size_of::<Op>()
+                + match op {
+                    Op::Set { value, .. } => name + value.as_str().len(),
+                    Op::Add { members, .. } | Op::Remove { members, .. } => {
+                        let names = members.iter().map(|member| size_of::<Member>() + member.as_str().len());
+                        name + names.sum::<usize>()
+                    }
+                    Op::Clear { field } => field.as_str().len(),
+                    Op::Incr { .. } | Op::Enable { .. } | Op::Disable { .. } | Op::Delete => name,
+                }
+        };
+        let RecordId { namespace, key } = &self.record;
+        let ops: usize = self.ops.iter().map(op).sum();
+        size_of::<Self>() + namespace.as_str().len() + key.as_str().len() + ops
+    }
+}
+
 /// The terms of a commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Terms {
@@ -101,6 +123,12 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// About the memory that they take, in bytes.
+    pub fn bytes(&self) -> usize {
+        let dots = self.seen.as_ref().map_or(0, |seen| seen.vector().len() + seen.cloud().count());
+        size_of::<Self>() + dots * size_of::<Dot>()
+    }
+
     /// Whether the client says what it has seen, and every operation acts on that and on nothing else.
     pub fn acts_on_seen(&self, writes: &[Write]) -> bool {
         self.seen.is_some() && writes.iter().flat_map(|write| &write.ops).all(Op::acts_on_seen)

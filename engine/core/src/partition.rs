@@ -398,6 +398,27 @@ impl Partition {
         Ok(Received::Applied(applied))
     }
 
+    /// What becomes of a delta of these commits whatever else it says, so that it need not be decoded: `None` if that is open.
+    /// `bytes` is its size, `room` how many bytes more may wait.
+    pub fn passes_over(&self, dots: &DotRanges, bytes: usize, room: usize) -> Option<Received> {
+        let context = &self.meta.context;
+        // What no correct node makes is decoded, and then refused.
+        if dots.iter().any(|range| range.first == 0) {
+            return None;
+        }
+        if dots.covered_by(context) {
+            return Some(Received::Duplicate);
+        }
+        match dots.only() {
+            _ if dots.continues(context) => None,
+            None => Some(Received::OutOfOrder),
+            Some(dot) if self.pending.contains_key(&dot) => Some(Received::Waits),
+            Some(_) => {
+                (bytes > room || self.pending.len() >= PENDING_DELTAS_MAX).then_some(Received::Dropped)
+            }
+        }
+    }
+
     fn is_applicable(&self, dots: &DotRanges, deps: &VersionVector) -> bool {
         dots.continues(&self.meta.context) && self.meta.context.covers_all(deps)
     }

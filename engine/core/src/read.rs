@@ -75,7 +75,8 @@ impl ReadLimits {
 /// Why a record was not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// More bytes than asked for.
+    /// More bytes than asked for; or too much that was cleared and is not yet swept lies before it: a set is then read in
+    /// pages, or later.
     #[error("there are more than {max} bytes to read")]
     TooLarge {
         /// The limit.

@@ -11,11 +11,16 @@
 //! it, so each interval can be applied when it arrives. It answers one request a partition at a time, a bounded part of
 //! the log a step, so that no request holds up its clients; the interval that grows meanwhile is bounded by a message's
 //! size too. To a peer of wire version 1 it sends the deltas of the run one by one.
+//!
+//! What answering costs a node over time is bounded as well. A peer that goes on from where its last answer ended is
+//! answered from there, so in honest catching up each log entry is read once, at full speed. Reading an entry for a peer
+//! *again* has a price ([`Walked`]): a peer that asks for the same without end is answered ever later, not refused, since an
+//! answer may be lost and a node may come back without its data.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use godwit_core::context::VersionVector;
+use godwit_core::context::{Dot, VersionVector};
 use godwit_core::delta::{Delta, EncodedDelta};
 use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::interval::IntervalBuilder;
@@ -25,7 +30,7 @@ use godwit_core::time::Mono;
 
 use crate::message::Message;
 use crate::node::{Node, Step};
-use crate::peer::Peer;
+use crate::peer::{Bucket, Peer, Session};
 
 /// How often the wait may double; [`crate::Tuning::relay_retry_us`] ends it before.
 const DOUBLINGS_MAX: u32 = 16;
@@ -35,6 +40,14 @@ const GAPS_MAX: usize = 256;
 const STEP_ENTRIES_MAX: usize = 1024;
 /// Bytes of log entries looked at in one step, the last entry excepted.
 const STEP_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a log entry that is read again that cost as much as the entry itself.
+const AGAIN_BYTES: usize = 1024;
+/// What finding the place for an answer costs: a binary search over checkpoints.
+const SEARCH_COST: u32 = 32;
+/// Processes of a peer that may have a log from its beginning as if for the first time, and how long it takes to earn
+/// another: a node that is replaced, or put back from a backup, has lost what it was sent.
+const ANEW_BURST: u32 = 4;
+const ANEW_EVERY_US: u64 = 600_000_000;
 
 /// A request that is being answered.
 #[derive(Debug)]
@@ -43,12 +56,85 @@ pub(crate) struct Answer {
     asked: VersionVector,
     /// What it will have of this node's own deltas at the end.
     own: u64,
-    /// The index of the first log entry not looked at.
-    next: u64,
+    /// The index of the first log entry not looked at; `None` while the place is still to be found.
+    next: Option<u64>,
     /// Bytes sent.
     bytes: usize,
     /// What is still to be sent.
     run: IntervalBuilder,
+}
+
+/// How far a partition's log was read for a peer, whatever the link.
+#[derive(Debug, Default)]
+struct Reach {
+    /// The index before which every entry was read for the peer once: reading it again has a price.
+    read: u64,
+    /// Where the last answer ended, and what covers every entry before that.
+    ended: Option<(u64, VersionVector)>,
+}
+
+/// What was read of the log for a peer, and what it may still have read again.
+///
+/// Entries and bytes of them cost alike: one for an entry and one for each [`AGAIN_BYTES`] of it. A step is done first and
+/// paid for after, so that an entry of any size is answered in the end.
+#[derive(Debug, Default)]
+pub(crate) struct Walked {
+    reaches: BTreeMap<PartitionId, Reach>,
+    /// What was read again and is not earned back yet.
+    debt: u32,
+    /// Up to when what is earned is taken off it.
+    paid_at: Option<Mono>,
+    /// Processes that may begin anew.
+    anew: Option<Bucket>,
+}
+
+impl Walked {
+    /// The peer is another process than before: it may have lost what was read for the last one.
+    pub(crate) fn another_process(&mut self, now: Mono) {
+        let anew = self.anew.get_or_insert_with(|| Bucket::full(ANEW_BURST, now));
+        if anew.take(now, ANEW_BURST, ANEW_EVERY_US) {
+            self.reaches.clear();
+        }
+    }
+
+    /// When the peer's answers may go on: at once, unless it owes more than `burst`.
+    fn open_at(&mut self, now: Mono, burst: u32, every_us: u64) -> Mono {
+        let every_us = every_us.max(1);
+        let paid_at = self.paid_at.unwrap_or(now);
+        let earned = now.since_us(paid_at) / every_us;
+        self.debt = self.debt.saturating_sub(u32::try_from(earned).unwrap_or(u32::MAX));
+        let paid_at = if self.debt == 0 { now } else { paid_at.plus_us(earned * every_us) };
+        self.paid_at = Some(paid_at);
+        match self.debt.saturating_sub(burst) {
+            0 => now,
+            beyond => paid_at.plus_us(u64::from(beyond).saturating_mul(every_us)),
+        }
+    }
+
+    /// Takes note that an entry was read for the peer.
+    fn read(&mut self, id: PartitionId, index: u64, bytes: usize) {
+        let reach = self.reaches.entry(id).or_default();
+        if index < reach.read {
+            let cost = u32::try_from(1 + bytes / AGAIN_BYTES).unwrap_or(u32::MAX);
+            self.debt = self.debt.saturating_add(cost);
+        } else {
+            reach.read = index + 1;
+        }
+    }
+
+    /// An answer ended at an entry; `reached` covers all before it, and needs to say no more than `context`.
+    fn ended(&mut self, id: PartitionId, next: u64, reached: &VersionVector, context: &VersionVector) {
+        let known =
+            context.iter().map(|dot| Dot { counter: dot.counter.min(reached.get(dot.replica)), ..dot });
+        let known = known.filter(|dot| dot.counter > 0).collect();
+        self.reaches.entry(id).or_default().ended = Some((next, known));
+    }
+
+    /// Where an answer to one who has this may go on from the last one.
+    fn place(&self, id: PartitionId, asked: &VersionVector) -> Option<u64> {
+        let (next, reached) = self.reaches.get(&id)?.ended.as_ref()?;
+        asked.covers_all(reached).then_some(*next)
+    }
 }
 
 /// What this node lacks and has asked for.
@@ -185,36 +271,31 @@ impl Node {
         self.review_lacks(now, id);
     }
 
-    /// Begins to answer a peer. The same question again is being answered already.
-    pub(crate) fn serve_want<S: StoreRead>(
-        &mut self,
-        step: &mut Step<'_, S>,
-        name: &str,
-        id: PartitionId,
-        asked: VersionVector,
-    ) -> Result<(), StoreError> {
-        let partition = &self.partitions[usize::from(id.0)];
-        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else {
-            return Ok(());
-        };
-        if session.answers.get(&id).is_none_or(|answer| answer.asked != asked) {
-            let next = partition.log_position(&step.txn, |reached| asked.covers_all(reached))?;
+    /// Begins to answer a peer. One who asks again having more is being answered already: were the answer begun anew, a peer
+    /// that applies others' commits meanwhile would never see the end of a long one.
+    pub(crate) fn serve_want(&mut self, now: Mono, name: &str, id: PartitionId, asked: VersionVector) {
+        let Some(session) = self.peers.get_mut(name).and_then(|peer| peer.session.as_mut()) else { return };
+        if session.answers.get(&id).is_none_or(|answer| !asked.covers_all(&answer.asked)) {
             let run = IntervalBuilder::new(asked.clone());
-            session.answers.insert(id, Answer { asked, own: 0, next, bytes: 0, run });
-            session.answer_at = Some(step.now.mono);
+            session.answers.insert(id, Answer { asked, own: 0, next: None, bytes: 0, run });
+            session.answer_at.get_or_insert(now);
         }
-        Ok(())
     }
 
     /// Goes on with answers, one part a peer; partitions take turns.
     pub(crate) fn answers_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         let now = step.now.mono;
+        let (burst, every_us) = (self.config.tuning.again_burst, self.config.tuning.again_every_us);
         let names: Vec<String> = self.peers.keys().cloned().collect();
         for name in names {
-            let Some(session) = self.peers.get_mut(&name).and_then(|peer| peer.session.as_mut()) else {
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            let Some(session) = peer.session.as_mut().filter(|it| it.answer_at.is_some_and(|at| at <= now))
+            else {
                 continue;
             };
-            if session.answer_at.is_none_or(|at| at > now) {
+            let open_at = peer.walked.open_at(now, burst, every_us);
+            if open_at > now {
+                session.answer_at = Some(open_at);
                 continue;
             }
             let turn =
@@ -251,16 +332,26 @@ impl Node {
     ) -> Result<bool, StoreError> {
         let own = self.replica();
         let tuning = &self.config.tuning;
-        let Some(place) = self.peers.get(name).and_then(|peer| Some(peer.session.as_ref()?.place())) else {
-            return Ok(false);
+        let partition = &self.partitions[usize::from(id.0)];
+        let Some(peer) = self.peers.get_mut(name) else { return Ok(false) };
+        let Some(place) = peer.session.as_ref().map(Session::place) else { return Ok(false) };
+        let walked = &mut peer.walked;
+        let mut next = match answer.next.or_else(|| walked.place(id, &answer.asked)) {
+            Some(next) => next,
+            None => {
+                walked.debt = walked.debt.saturating_add(SEARCH_COST);
+                partition.log_position(&step.txn, |reached| answer.asked.covers_all(reached))?
+            }
         };
         let mut deltas: Vec<EncodedDelta> = Vec::new();
         let (mut bytes_read, mut looked_at, mut full) = (0, 0, false);
         let mut outcome = Ok(());
-        partition::read_log(&step.txn, id, answer.next, |entry| {
+        partition::read_log(&step.txn, id, next, |entry| {
+            let size = entry.encoded.as_bytes().len();
             looked_at += 1;
-            bytes_read += entry.encoded.as_bytes().len();
-            answer.next = entry.index + 1;
+            bytes_read += size;
+            next = entry.index + 1;
+            walked.read(id, entry.index, size);
             match answer.take(entry, own, place.merges(), tuning.chunk_bytes, &mut deltas) {
                 Ok(is_full) => full = is_full || answer.bytes + answer.run.bytes() >= tuning.relay_bytes,
                 Err(error) => outcome = Err(error),
@@ -273,11 +364,14 @@ impl Node {
             }
         })?;
         outcome?;
-        let partition = &self.partitions[usize::from(id.0)];
-        let at_end = answer.next > partition.log_last();
+        answer.next = Some(next);
+        let at_end = next > partition.log_last();
         let ends = at_end || answer.bytes + answer.run.bytes() >= tuning.relay_bytes;
         if ends || full {
             answer.flush(&mut deltas);
+        }
+        if ends {
+            walked.ended(id, next, answer.run.reached(), partition.context());
         }
         let (grows, sent_own) = (!answer.run.is_empty(), answer.own);
         let resend_after_us = tuning.resend_after_us;

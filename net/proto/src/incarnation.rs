@@ -8,22 +8,32 @@
 //!    directory (the shell tells);
 //! 2. every other member says within [`CONFIRM_WAIT_US`] of the start that it has seen nothing of the incarnation beyond what
 //!    this node holds, and that the last process that it has heard of under this node's name is the one that this
-//!    process follows.
+//!    process follows. A member's word counts if it is settled itself, and writes under the incarnation under which the
+//!    followed process last heard of it.
 //!
-//! Why that is enough. Two processes that both go on with one incarnation R both found R's clean mark, so on two copies
-//! of a directory as one process P left it. Both must be confirmed by every member. A member durably remembers the last
-//! process that it heard of, and confirms only one that follows it: after the first process, which follows P, it has
-//! heard of that one, which the second does not follow. A member that has never heard of the node confirms nothing. A node
-//! that never had a peer has no member to ask: there (1) decides alone.
+//! **Invariant**: of the processes that found a mark of one incarnation, no two that follow the same process go on with it. So
+//! those that go on follow one another, and each has on its disk what the one before it knew.
+//!
+//! Why it holds. Take the first time that it does not: two processes go on with R, on two copies of what P left. Each was
+//! confirmed by every member, and both copies name the same incarnation of a member M, since a process that has left its
+//! mark hears and confirms no more. So M's word came twice from processes that were settled under that incarnation. It was
+//! the same process, or one followed the other (that is the invariant for M, before). Who confirms has durably noted whom,
+//! and that stays on the disk that is handed on; so the later word came from one that had heard of a process other than P,
+//! and it was no. That M's directory is copied, and runs twice, or is put back, even every disk of the cluster at once, does
+//! not matter: such a process of M is settled under another incarnation, or not at all.
+//!
+//! What it costs: a node takes a new incarnation if a member did while it was down, or if the whole cluster stopped. A node that
+//! never had a peer has no member to ask: there (1) decides alone.
 //!
 //! Until this is settled the node reads, receives and relays; the first commits of clients wait, at most
-//! [`CONFIRM_WAIT_US`] and at most [`WAITING_COMMITS_MAX`] of them. Contexts grow by one entry an incarnation that writes;
+//! [`CONFIRM_WAIT_US`] and at most [`WAITING_COMMITS_MAX`] of [`WAITING_BYTES_MAX`]. Contexts grow by one entry an incarnation that writes;
 //! the commits of a past one are like any other node's, and peers that lack some ask for them.
 //!
 //! Two live processes under one node name (each with its own replica id, by the above) would take each other's links.
-//! A peer sees the older one come back after the newer one, and refuses the newer one from then on.
+//! A peer sees the older one come back after the newer one, and refuses the newer one until the older one has been silent
+//! for [`REFUSED_US`].
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bincode::{Decode, Encode};
 use godwit_core::codec;
@@ -36,13 +46,18 @@ use godwit_core::store::{Batch, Family, StoreError, StoreRead};
 use godwit_core::time::Mono;
 
 use crate::message::{Confirm, Hello, Message};
-use crate::node::{Alarm, Node, Output, RequestId, Step};
+use crate::node::{Alarm, Node, NodeConfig, Output, RequestId, Step};
 use crate::peer::Place;
 
 /// How long commits wait for the members' word, from the start on.
 pub const CONFIRM_WAIT_US: u64 = 1_000_000;
 /// Commits that may wait for it: one more settles it.
 pub const WAITING_COMMITS_MAX: usize = 1024;
+/// Bytes of commits that may wait for it: one that finds no room settles it.
+pub const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long the older of two processes under one name must not have greeted before the refused one is taken again: ten times
+/// what lies between greetings.
+const REFUSED_US: u64 = 30_000_000;
 /// Incarnations that one process may take on because of what peers say, before it stops.
 const REINCARNATIONS_MAX: u32 = 8;
 
@@ -83,8 +98,11 @@ struct Question {
     follows: u64,
     /// When the node began to ask.
     since: Option<Mono>,
+    /// The incarnation of each member, as the process to follow left it. Not what is heard of them since.
+    known: BTreeMap<String, ReplicaId>,
     confirmed: BTreeSet<String>,
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
 }
 
 /// A commit that waits until it is settled under which id.
@@ -100,30 +118,36 @@ impl Incarnation {
     pub(crate) fn open(
         store: &impl StoreRead,
         batch: &mut Batch,
-        node: &str,
-        seed: u64,
-        same_place: bool,
-        has_members: bool,
+        config: &NodeConfig,
     ) -> Result<Self, StoreError> {
-        let mut rng = Rng::new(seed);
+        let NodeConfig { node, members, same_place, .. } = config;
+        let mut rng = Rng::new(config.seed);
         let instance = rng.draw();
         let last: Option<Record> = store
             .get(Family::Meta, keys::INCARNATION)?
             .map(|bytes| codec::decode(RECORD_VERSION, &bytes))
             .transpose()
             .map_err(StoreError::damaged("meta: incarnation"))?;
-        let resumed = last.filter(|last| last.clean && same_place);
+        let resumed = last.filter(|last| last.clean && *same_place);
         let replica = resumed.map_or_else(|| ReplicaId::of_node(node, rng.draw()), |last| last.replica);
+        let mut known = BTreeMap::new();
+        for member in members {
+            if let Some(heard) = heard(store, member)? {
+                known.insert(member.clone(), heard.replica);
+            }
+        }
         let question = |last: Record| Question {
             follows: last.instance,
             since: None,
+            known,
             confirmed: BTreeSet::new(),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
         };
         // Whoever has had peers asks them, whatever the configuration says now.
         let peers = keys::instance("");
         let has_members =
-            has_members || store.first(Family::Meta, &peers, &keys::after_prefix(&peers))?.is_some();
+            !members.is_empty() || store.first(Family::Meta, &peers, &keys::after_prefix(&peers))?.is_some();
         let incarnation = Self {
             replica,
             instance,
@@ -166,6 +190,13 @@ impl Incarnation {
     }
 }
 
+/// What was last heard of under a peer's name.
+fn heard(store: &impl StoreRead, name: &str) -> Result<Option<Heard>, StoreError> {
+    let bytes = store.get(Family::Meta, &keys::instance(name))?;
+    let heard = bytes.map(|bytes| codec::decode(INSTANCE_VERSION, &bytes)).transpose();
+    heard.map_err(StoreError::damaged("meta: instance"))
+}
+
 impl Node {
     /// The id under which the node writes, as far as it is settled.
     pub fn replica(&self) -> ReplicaId {
@@ -193,8 +224,11 @@ impl Node {
         let now = step.now.mono;
         let Some(question) = &mut self.incarnation.open else { return Ok(Some(commit)) };
         let waited = question.since.is_some_and(|since| since.plus_us(CONFIRM_WAIT_US) <= now);
-        if !waited && question.waiting.len() < WAITING_COMMITS_MAX {
+        let bytes = commit.writes.iter().map(Write::bytes).sum::<usize>() + commit.terms.bytes();
+        let room = WAITING_BYTES_MAX - question.waiting_bytes;
+        if !waited && question.waiting.len() < WAITING_COMMITS_MAX && bytes <= room {
             question.waiting.push_back(commit);
+            question.waiting_bytes += bytes;
             return Ok(None);
         }
         self.reincarnate(step, "not every member confirmed it in time")?;
@@ -230,6 +264,12 @@ impl Node {
                 if beyond { "a member has later commits of it" } else { "another process has used it since" };
             return self.reincarnate(step, why);
         }
+        let says = self.peers.get(name).and_then(|peer| peer.hello.as_ref());
+        let settled = says.filter(|hello| hello.resumes.is_none()).map(|hello| hello.replica);
+        if settled.is_none() || settled != question.known.get(name).copied() {
+            // It may know less than another process under that name, which has confirmed another one.
+            return Ok(());
+        }
         question.confirmed.insert(name.to_string());
         if self.config.members.iter().all(|member| question.confirmed.contains(member)) {
             return self.settle(step);
@@ -237,7 +277,8 @@ impl Node {
         Ok(())
     }
 
-    /// Takes note of a peer's process, and tells it what it wants to know.
+    /// Takes note of a peer's process, and tells it what it wants to know; not after the mark of a clean stop, after which
+    /// nothing is written down that the next process, or one on a copy, might not know.
     pub(crate) fn heard_of<S: StoreRead>(
         &mut self,
         step: &mut Step<'_, S>,
@@ -245,13 +286,10 @@ impl Node {
         place: Place,
         hello: &Hello,
     ) -> Result<(), StoreError> {
-        let key = keys::instance(name);
-        let heard: Option<Heard> = step
-            .txn
-            .get(Family::Meta, &key)?
-            .map(|bytes| codec::decode(INSTANCE_VERSION, &bytes))
-            .transpose()
-            .map_err(StoreError::damaged("meta: instance"))?;
+        if self.stopped {
+            return Ok(());
+        }
+        let heard = heard(&step.txn, name)?;
         let Hello { replica, instance, resumes, .. } = *hello;
         let follows = resumes.is_none()
             || heard.is_some_and(|heard| {
@@ -259,7 +297,7 @@ impl Node {
             });
         let now = Heard { replica, instance };
         if follows && heard != Some(now) {
-            step.txn.put(Family::Meta, key, codec::encode(INSTANCE_VERSION, &now));
+            step.txn.put(Family::Meta, keys::instance(name), codec::encode(INSTANCE_VERSION, &now));
         }
         if resumes.is_some() {
             let held = self.partitions.iter().map(|partition| partition.last_held(replica));
@@ -278,6 +316,11 @@ impl Node {
         hello: &Hello,
     ) -> Result<(), String> {
         let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
+        let silent = peer.greeted_at.is_none_or(|at| at.plus_us(REFUSED_US) <= step.now.mono);
+        if silent {
+            // The older one seems to be gone. If it comes back, both are known to live again.
+            peer.refused = None;
+        }
         if peer.refused == Some(hello.instance) {
             return Err(format!(
                 "another process runs as node {name:?}, and began before this one: stop one of them"

@@ -87,6 +87,11 @@ pub struct Tuning {
     pub relay_retry_us: u64,
     /// Bytes of deltas in one answer.
     pub relay_bytes: usize,
+    /// What a peer may have read of the log again, beyond once, before its answers are paced: an entry costs 1, and 1 more
+    /// for each KiB.
+    pub again_burst: u32,
+    /// How long it takes to earn 1 of that back.
+    pub again_every_us: u64,
     /// Bytes of deltas that may wait for others that they depend on, over all partitions. Less than what all peers may
     /// have in flight (their windows) makes catching up slow, never wrong: what finds no room is sent again.
     pub pending_bytes_max: usize,
@@ -112,6 +117,8 @@ impl Default for Tuning {
             relay_wait_cut_us: 50_000,
             relay_retry_us: 2_000_000,
             relay_bytes: 1024 * 1024,
+            again_burst: 1024 * 1024,
+            again_every_us: 30,
             pending_bytes_max: 128 * 1024 * 1024,
             push_commits_max: 1024,
             job_delay_us: 200_000,
@@ -310,9 +317,7 @@ impl Node {
     pub fn open(config: NodeConfig, store: &impl StoreRead) -> Result<(Self, Batch), StoreError> {
         assert!((1..=MAX_PARTITIONS).contains(&config.partitions), "1 to {MAX_PARTITIONS} partitions");
         let mut batch = Batch::default();
-        let has_members = !config.members.is_empty();
-        let incarnation =
-            Incarnation::open(store, &mut batch, &config.node, config.seed, config.same_place, has_members)?;
+        let incarnation = Incarnation::open(store, &mut batch, &config)?;
         let (replica, sizes) = (incarnation.replica(), &config.tuning.sizes);
         let partitions = (0..config.partitions)
             .map(|id| Partition::open_with(store, PartitionId(id), replica, sizes.clone()))
@@ -484,6 +489,22 @@ impl Node {
         applied_any: &mut bool,
     ) -> Result<Result<(), String>, StoreError> {
         let refused = |error: CodecError| Ok(Err(format!("a delta of partition {id} is refused: {error}")));
+        let dots = match encoded.dots() {
+            Ok(dots) => dots,
+            Err(error) => return refused(error),
+        };
+        for dot in dots.last_dots() {
+            self.check_own(step, id, dot)?;
+        }
+        let room = self.config.tuning.pending_bytes_max.saturating_sub(self.pending_bytes);
+        match self.partitions[usize::from(id.0)].passes_over(&dots, encoded.as_bytes().len(), room) {
+            Some(Received::Dropped) => {
+                step.outputs.push(Output::Alarm(Alarm::PendingFull { partition: id }));
+                return Ok(Ok(()));
+            }
+            Some(_) => return Ok(Ok(())),
+            None => {}
+        }
         let delta = match Delta::decode(&encoded) {
             Ok(delta) => delta,
             Err(error) => return refused(error),
@@ -495,11 +516,8 @@ impl Node {
         // Who has seen a commit of this replica proves that it was made.
         let own = self.replica();
         let seen = Dot { replica: own, counter: delta.deps.get(own) };
-        for dot in delta.dots.last_dots().chain([seen]) {
-            self.check_own(step, id, dot)?;
-        }
+        self.check_own(step, id, seen)?;
         let oldest_ms = self.oldest_request_ms(step.now);
-        let room = self.config.tuning.pending_bytes_max.saturating_sub(self.pending_bytes);
         let partition = &mut self.partitions[usize::from(id.0)];
         let before = partition.pending_bytes();
         let received = partition.receive(&mut step.txn, delta, encoded, room, oldest_ms)?;

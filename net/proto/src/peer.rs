@@ -13,7 +13,7 @@ use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
-use crate::catch_up::Answer;
+use crate::catch_up::{Answer, Walked};
 use crate::message::{Hello, Message};
 use crate::node::{LinkId, Node, Step};
 use crate::push::Push;
@@ -36,12 +36,12 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    fn full(burst: u32, now: Mono) -> Self {
+    pub(crate) fn full(burst: u32, now: Mono) -> Self {
         Self { tokens: burst, filled_at: now }
     }
 
     /// Takes a token; false if there is none.
-    fn take(&mut self, now: Mono, burst: u32, every_us: u64) -> bool {
+    pub(crate) fn take(&mut self, now: Mono, burst: u32, every_us: u64) -> bool {
         let every_us = every_us.max(1);
         let earned = now.since_us(self.filled_at) / every_us;
         self.filled_at = self.filled_at.plus_us(earned.saturating_mul(every_us));
@@ -62,10 +62,14 @@ pub(crate) struct Peer {
     pub(crate) known: BTreeMap<PartitionId, VersionVector>,
     /// The link, if one is up.
     pub(crate) session: Option<Session>,
+    /// What was read of the log for it.
+    pub(crate) walked: Walked,
     /// The process before the present one.
     pub(crate) displaced: Option<u64>,
     /// A process that began while another one under this name was alive.
     pub(crate) refused: Option<u64>,
+    /// When a process that is not refused last greeted.
+    pub(crate) greeted_at: Option<Mono>,
 }
 
 /// A link, and what it speaks.
@@ -277,7 +281,7 @@ impl Node {
                     self.want_answered(step.now.mono, name, partition);
                 }
             }
-            Message::Want { partition, context } => self.serve_want(step, name, partition, context)?,
+            Message::Want { partition, context } => self.serve_want(step.now.mono, name, partition, context),
             Message::Confirm(confirm) => self.confirmed(step, name, &confirm)?,
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
@@ -306,7 +310,11 @@ impl Node {
             session.greeted = true;
             peer.known.clear();
         }
+        if peer.hello.as_ref().is_some_and(|before| before.instance != hello.instance) {
+            peer.walked.another_process(step.now.mono);
+        }
         peer.hello = Some(hello);
+        peer.greeted_at = Some(step.now.mono);
         Ok(Ok(()))
     }
 

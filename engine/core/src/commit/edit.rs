@@ -307,8 +307,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         if self.field(field)?.types.contains_key(&FieldType::COUNTER) {
             let unit = self.unit(field, FieldType::COUNTER, &[])?;
             if let Some(seen) = &terms.seen
-                && counter::is_beyond(unit, |dot| seen.covers(dot))
-                    .map_err(StoreError::damaged("rows: counter"))?
+                && counter::is_beyond(unit, seen).map_err(StoreError::damaged("rows: counter"))?
             {
                 return Ok(Err(Reason::StaleSeen { field: field.clone() }));
             }

@@ -4,7 +4,8 @@
 //!
 //! - Whatever a reader is told comes through [`Rows::each`]: what does not count although it is stored must be
 //!   left out there, and is then left out everywhere.
-//! - Rows that a clear took and no sweep has removed yet (see [`crate::fields`]) are left out.
+//! - Rows that a clear took and no sweep has removed yet (see [`crate::fields`]) are left out. A visit ends where the field's
+//!   state tells that only such rows follow; and a read with a limit on bytes passes over at most [`DEAD_ROWS_MAX`] of them.
 //! - Every row that is looked at is counted, also one that is left out, against a [`Budget`] that all parts of a
 //!   request share.
 
@@ -23,32 +24,49 @@ use crate::types::{counter, keyed};
 /// Rows of keyed increments that are read for what is told beside a counter's value.
 const KEYED_ROWS_SHOWN: usize = 256;
 
+/// Rows, cleared and not yet swept, that a read with a limit on bytes passes over: more are an error until they are swept.
+pub(super) const DEAD_ROWS_MAX: usize = 256 * 1024;
+
 /// How much may be looked at.
 pub(super) struct Budget {
     bytes_max: usize,
     bytes_left: Cell<usize>,
     rows_max: usize,
     rows_seen: Cell<usize>,
+    dead_rows_left: Cell<usize>,
 }
 
 impl Budget {
     /// Nothing is refused, and nothing cut.
     pub(super) fn unlimited() -> Self {
-        Self::new(usize::MAX, usize::MAX)
+        Self::new(usize::MAX, usize::MAX, usize::MAX)
     }
 
-    /// More bytes are an error.
+    /// More bytes are an error, and so are, unless bytes are not limited, more than [`DEAD_ROWS_MAX`] dead rows.
     pub(super) fn of_bytes(bytes_max: usize) -> Self {
-        Self::new(bytes_max, usize::MAX)
+        let dead_rows_max = if bytes_max == usize::MAX { usize::MAX } else { DEAD_ROWS_MAX };
+        Self::new(bytes_max, usize::MAX, dead_rows_max)
     }
 
     /// More rows end a visit, between two slots.
     pub(super) fn of_rows(rows_max: usize) -> Self {
-        Self::new(usize::MAX, rows_max)
+        Self::new(usize::MAX, rows_max, usize::MAX)
     }
 
-    fn new(bytes_max: usize, rows_max: usize) -> Self {
-        Self { bytes_max, bytes_left: Cell::new(bytes_max), rows_max, rows_seen: Cell::new(0) }
+    fn new(bytes_max: usize, rows_max: usize, dead_rows_max: usize) -> Self {
+        Self {
+            bytes_max,
+            bytes_left: Cell::new(bytes_max),
+            rows_max,
+            rows_seen: Cell::new(0),
+            dead_rows_left: Cell::new(dead_rows_max),
+        }
+    }
+
+    fn pass_dead_row(&self) -> Result<(), ReadError> {
+        let left = self.dead_rows_left.get().checked_sub(1);
+        self.dead_rows_left.set(left.ok_or(ReadError::TooLarge { max: self.bytes_max })?);
+        Ok(())
     }
 
     pub(super) fn take_bytes(&self, bytes: usize) -> Result<(), ReadError> {
@@ -172,13 +190,23 @@ impl<'a, S: StoreRead> Rows<'a, S> {
         mut visit: impl FnMut(Row) -> Result<ControlFlow<()>, CodecError>,
     ) -> Result<Ended, ReadError> {
         let state = if self.ty.holds_sums() { None } else { FieldState::read(self.store, &self.range)? };
-        let dead = state.map(|state| state.dead).unwrap_or_default();
+        let state = state.unwrap_or_default();
+        let live_end = state.live_end().map(|cursor| [&self.range, cursor].concat());
+        let to = live_end.as_deref().map_or(to, |end| end.min(to));
+        // Of a visit from the first row on it is known how many slots it finds.
+        let mut slots_left = state.live_slots().filter(|_| from == self.range.as_slice());
+        if from >= to || slots_left == Some(0) {
+            return Ok(Ended::Whole);
+        }
+        let (mut live_slot, dead) = (None, state.dead);
         let mut outcome = Ok(Ended::Whole);
         let mut slot: Option<Vec<u8>> = None;
         self.store.scan(Family::Rows, from, to, &mut |key, value| {
             let row = keys::parse_row(self.record_prefix, key, value).map_err(StoreError::damaged("rows"));
             let row = row.map_err(ReadError::from).and_then(|row| {
-                if !dead.covers(row.dot) {
+                if dead.covers(row.dot) {
+                    self.budget.pass_dead_row()?;
+                } else {
                     // The field's name stands in every key, and once in the answer.
                     self.budget.take_bytes(value.len() + key.len().saturating_sub(self.range.len()))?;
                 }
@@ -201,8 +229,17 @@ impl<'a, S: StoreRead> Rows<'a, S> {
                 slot = Some(row.slot.clone());
             }
             self.budget.rows_seen.set(self.budget.rows_seen() + 1);
+            if slots_left == Some(0) && live_slot.as_ref() != Some(&row.slot) {
+                return ControlFlow::Break(());
+            }
             if dead.covers(row.dot) {
                 return ControlFlow::Continue(());
+            }
+            if let Some(left) = &mut slots_left
+                && live_slot.as_ref() != Some(&row.slot)
+            {
+                *left -= 1;
+                live_slot = Some(row.slot.clone());
             }
             match visit(row) {
                 Ok(ControlFlow::Continue(())) => ControlFlow::Continue(()),

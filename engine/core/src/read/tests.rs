@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::rows::Ended;
 use super::*;
 use crate::delta::Delta;
+use crate::fields::FieldState;
 use crate::ids::{Key, Member, Namespace, PartitionId, ReplicaId};
 use crate::op::{Limits, Op, Terms, Write};
 use crate::partition::{Committed, Partition, Received};
@@ -287,6 +288,73 @@ fn a_counter_that_was_cleared_is_not_listed_although_its_rows_are_left() {
     assert_eq!(live("k1", plays()), [FieldType::COUNTER]);
     assert_eq!(live("k2", plays()), []);
     assert_eq!(live("k3", likes()), [FieldType::FLAG]);
+}
+
+/// Of a set that was cleared nothing is looked at that the field's state knows to be dead, and never without bound.
+#[test]
+fn a_read_passes_over_few_of_the_rows_that_a_clear_took() {
+    const ROWS: usize = super::rows::DEAD_ROWS_MAX + 1;
+    let names: Vec<String> = (0..ROWS).map(|i| format!("{i:06}")).collect();
+    let mut a = Replica::new(2);
+    let store = set_of(names.iter().map(|name| (name.as_str(), 1)));
+    let range = keys::type_prefix(&keys::record_prefix(HOME, &id("r")), &likes(), FieldType::SET);
+    let cleared = |all: bool| {
+        let (mut store, mut batch) = (store.clone(), Batch::default());
+        let mut state = FieldState::default();
+        state.clear(&[Dot { replica: ReplicaId(1), counter: 1 }].into_iter().collect(), all);
+        state.write(&mut Txn::new(&store, &mut batch), &range);
+        batch.put(Family::Meta, keys::job(&range), Vec::new());
+        // The neighbour of another type.
+        let (prefix, dot) = (keys::record_prefix(HOME, &id("r")), Dot { replica: ReplicaId(1), counter: 2 });
+        batch.delete(Family::Rows, keys::row_key(&prefix, &likes(), FieldType::COUNTER, &[0], dot));
+        store.commit(batch);
+        store
+    };
+    let limits = ReadLimits { members_max: 100, bytes_max: 1 << 30 };
+    let told = |store: &MemStore| {
+        let counting = Counting(store, Cell::new(0));
+        let views = field(&counting, PARTITIONS, &id("r"), &likes(), limits);
+        let page = members(
+            &counting,
+            PARTITIONS,
+            &id("r"),
+            &likes(),
+            None,
+            PageLimits { items_max: 9, bytes_max: 99, rows_max: ROWS },
+        );
+        (views, page.unwrap().items.len(), counting.1.get())
+    };
+    let members_of = |views: Vec<FieldView>| {
+        views.into_iter().filter(|view| view.field == likes()).find_map(|view| match view.value {
+            Value::Set { members, .. } => Some(members),
+            _ => None,
+        })
+    };
+
+    // All is known to be dead.
+    a.0 = cleared(true);
+    a.1 = Partition::open(&a.0, HOME, ReplicaId(2)).unwrap();
+    let (views, page, reads) = told(&a.0);
+    assert_eq!((members_of(views.unwrap()), page), (None, 0));
+    assert!(reads < 20, "{reads} reads");
+    // But for two that came since, among the first ones.
+    let member = |name: &str| Member::new(name).unwrap();
+    a.commit("r", Op::Add { field: likes(), members: vec![member("000003"), member("000005x")] });
+    let (views, page, reads) = told(&a.0);
+    assert_eq!(members_of(views.unwrap()).unwrap(), ["000003", "000005x"]);
+    assert_eq!(page, 2);
+    assert!(reads < 60, "{reads} reads");
+    // One stands behind all that is dead, until it is swept.
+    a.commit("r", Op::Add { field: likes(), members: vec![member("x")] });
+    assert_eq!(told(&a.0).0, Err(ReadError::TooLarge { max: limits.bytes_max }));
+    assert_eq!(members_of(record(&a.0, PARTITIONS, &id("r"), ReadLimits::NONE).unwrap()).unwrap().len(), 3);
+    let mut batch = Batch::default();
+    a.1.work(&mut Txn::new(&a.0, &mut batch)).unwrap();
+    a.0.commit(batch);
+    assert_eq!(members_of(told(&a.0).0.unwrap()).unwrap(), ["000003", "000005x", "x"]);
+
+    // Nothing is known of what is left.
+    assert_eq!(told(&cleared(false)).0, Err(ReadError::TooLarge { max: limits.bytes_max }));
 }
 
 #[test]

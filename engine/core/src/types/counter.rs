@@ -46,7 +46,7 @@ use bincode::{Decode, Encode};
 
 use super::Unit;
 use crate::codec::{self, CodecError};
-use crate::context::Dot;
+use crate::context::{Dot, Seen};
 use crate::ids::ReplicaId;
 use crate::row::Row;
 
@@ -148,14 +148,17 @@ pub fn incr(unit: &mut Unit, by: i64, own: Dot) -> Result<(), CodecError> {
 }
 
 /// Whether the stored rows hold increments that are there and that the client has not seen: sums cannot be split, so
-/// it cannot clear them.
-pub fn is_beyond(unit: &Unit, sees: impl Fn(Dot) -> bool) -> Result<bool, CodecError> {
+/// it cannot clear them. That the last increment is seen does not tell that those before it are: a client may have seen
+/// commits beyond a gap. A row does not say which of its owner's commits were increments, so all of them count.
+pub fn is_beyond(unit: &Unit, seen: &Seen) -> Result<bool, CodecError> {
     let stored = unit.stored().map(|(slot, dot, payload)| (slot, dot.replica, payload));
     let state = State::of_rows(stored)?;
-    let mut open = state.sums.iter().filter(|(owner, sum)| {
-        sum.cover(state.resets_about(*owner)).is_none_or(|cover| cover.dot < sum.last)
-    });
-    Ok(open.any(|&(replica, sum)| !sees(Dot { replica, counter: sum.last })))
+    Ok(state.sums.iter().any(|&(replica, sum)| {
+        let cleared = sum.cover(state.resets_about(replica)).map_or(0, |cover| cover.dot);
+        let known = cleared.max(seen.vector().get(replica)).max(sum.first - 1);
+        // Ends at the first that is not seen, and few are seen beyond the vector.
+        (known.saturating_add(1)..=sum.last).any(|counter| !seen.covers(Dot { replica, counter }))
+    }))
 }
 
 /// What the owner does with resets about its row, between its increments: it folds them in, and retires the row if
