@@ -41,10 +41,9 @@
 //! # Prefixes
 //!
 //! Rows of one record share their first [`RECORD_PREFIX_BYTES`] bytes (partition, record hash), and the blooms
-//! of `rows` hold these prefixes, not whole keys: most reads of rows are scans within one record, which a
-//! bloom of whole keys cannot serve, and a set of ten million members then costs one entry. A scan whose
-//! bounds share such a prefix uses the blooms; every other scan is told to ignore them, because RocksDB
-//! would otherwise leave out keys of other prefixes.
+//! of `rows` hold these prefixes beside whole keys: scans within one record cannot use a bloom of whole keys. A scan
+//! whose bounds share such a prefix uses the blooms; every other scan is told to ignore them, because RocksDB would
+//! otherwise leave out keys of other prefixes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
