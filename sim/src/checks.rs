@@ -7,6 +7,7 @@ use godwit_core::partition;
 use godwit_core::read::{self, PageLimits};
 use godwit_core::store::StoreError;
 
+use crate::draws::Of;
 use crate::oracle::{Commit, Violation};
 use crate::workload;
 use crate::world::World;
@@ -59,10 +60,11 @@ impl World {
 
     /// The listing of all keys, in pages of a random size, names the records that exist.
     fn check_listing(&mut self, i: usize, expected: &[Key]) -> Result<(), Violation> {
+        let mut rng = self.draws.of(Of::Pages, &[i as u64, self.now_us]);
         let limits = PageLimits {
-            items_max: 1 + self.rng.below(4) as usize,
-            bytes_max: 1 + self.rng.below(8) as usize,
-            rows_max: 1 + self.rng.below(12) as usize,
+            items_max: 1 + rng.below(4) as usize,
+            bytes_max: 1 + rng.below(8) as usize,
+            rows_max: 1 + rng.below(12) as usize,
         };
         let (store, namespace) = (&self.nodes[i].disk, workload::namespace());
         let mut listed: Vec<Key> = Vec::new();

@@ -10,21 +10,25 @@ use godwit_core::context::{Seen, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::op::{Terms, Write};
 use godwit_proto::{Input, Reply, RequestId};
+use serde::{Deserialize, Serialize};
 
 use crate::judge::Asked;
+use crate::lines::WriteLine;
 use crate::oracle::Violation;
 use crate::spec::EventSet;
 use crate::workload::{self, Ask};
 use crate::world::{ANSWER_US_MAX, World};
 
 /// What a client does.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Plan {
     /// It reads everything.
     Read,
     /// It writes.
     Write {
         /// What.
+        #[serde(with = "WriteLine")]
         writes: Vec<Write>,
         /// Whether it says what it has seen.
         says: bool,
