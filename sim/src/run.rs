@@ -7,6 +7,8 @@
 //! in some a client goes on writing to one partition until the others agree, so that no partition depends on silence
 //! elsewhere. All draws are integers, all rates are ratios.
 
+use std::collections::BTreeMap;
+
 use godwit_core::ids::PartitionId;
 use godwit_core::partition::Sizes;
 use godwit_core::rng::Rng;
@@ -104,6 +106,7 @@ impl RunConfig {
                 lost_of_1000: 0,
                 doubled_of_1000: 0,
                 reordered_of_1000: 0,
+                links: BTreeMap::new(),
             },
             tuning: Tuning::default(),
             fsync_us: vec![100; nodes],
@@ -139,6 +142,7 @@ impl RunConfig {
             lost_of_1000: if harsh { rng.below(60) } else { 0 },
             doubled_of_1000: if harsh { rng.below(60) } else { 0 },
             reordered_of_1000: if harsh { rng.below(200) } else { 0 },
+            links: BTreeMap::new(),
         };
         let tuning = Tuning {
             contexts_delay_us: 1_000 << rng.below(8),
