@@ -2,6 +2,8 @@
 //!
 //! A seed draws it ([`crate::draw`]), a recorded script holds it ([`crate::script`]). All rates are ratios of integers.
 
+use std::collections::BTreeMap;
+
 use godwit_core::partition::Sizes;
 use godwit_proto::Tuning;
 use godwit_proto::message::WIRE_VERSION;
@@ -77,6 +79,7 @@ impl RunConfig {
                 lost_of_1000: 0,
                 doubled_of_1000: 0,
                 reordered_of_1000: 0,
+                links: BTreeMap::new(),
             },
             tuning: Tuning::default(),
             fsync_us: vec![100; nodes],

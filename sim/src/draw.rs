@@ -3,6 +3,8 @@
 //! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then commits and faults in
 //! the order of their times. All draws are integers, all rates are ratios.
 
+use std::collections::BTreeMap;
+
 use godwit_core::partition::Sizes;
 use godwit_core::rng::Rng;
 use godwit_proto::Tuning;
@@ -52,6 +54,7 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         lost_of_1000: if harsh { rng.below(60) } else { 0 },
         doubled_of_1000: if harsh { rng.below(60) } else { 0 },
         reordered_of_1000: if harsh { rng.below(200) } else { 0 },
+        links: BTreeMap::new(),
     };
     let tuning = Tuning {
         contexts_delay_us: 1_000 << rng.below(8),
