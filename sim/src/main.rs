@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use godwit_sim::faults::{self, Faults};
 use godwit_sim::run::{self, RunReport};
 use godwit_sim::vectors;
 
@@ -25,6 +28,9 @@ enum Command {
         /// The first seed.
         #[arg(long, default_value_t = 1)]
         from: u64,
+        /// Seeds that run at once, each in a thread of its own.
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
     },
     /// Run one seed and print the digest of its trace.
     Replay {
@@ -44,44 +50,86 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Run { seeds, from } => Ok(run_seeds(from, seeds)),
+        Command::Run { seeds, from, jobs } => Ok(run_seeds(from, seeds, jobs)),
         Command::Replay { seed, trace } => Ok(replay(seed, trace)),
         Command::Vectors { file } => play_vectors(&file),
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "measures how fast the simulator is; decides nothing")]
-fn run_seeds(from: u64, seeds: u64) -> ExitCode {
-    let started = std::time::Instant::now();
-    let (mut failed, mut simulated_us, mut events, mut commits, mut reads) = (0u64, 0u64, 0u64, 0usize, 0u64);
-    let mut slowest_us = 0;
-    for seed in (0..seeds).map(|i| from.wrapping_add(i)) {
-        let report = run::run(seed, false);
-        simulated_us += report.simulated_us;
-        events += report.events;
-        commits += report.commits;
-        reads += report.reads;
-        slowest_us = slowest_us.max(report.convergence_us);
-        if report.violation.is_some() {
-            failed += 1;
-            print_failure(&report);
+/// What many seeds came to.
+#[derive(Default)]
+struct Tally {
+    failed: u64,
+    simulated_us: u64,
+    events: u64,
+    commits: usize,
+    reads: u64,
+    slowest_us: u64,
+    faults: Faults,
+}
+
+impl Tally {
+    fn add(&mut self, report: &RunReport) {
+        self.simulated_us += report.simulated_us;
+        self.events += report.events;
+        self.commits += report.commits;
+        self.reads += report.reads;
+        self.slowest_us = self.slowest_us.max(report.convergence_us);
+        self.failed += u64::from(report.violation.is_some());
+        for (kind, times) in &report.faults {
+            *self.faults.entry(kind).or_default() += times;
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "measures how fast the simulator is, and runs whole seeds beside each other; decides nothing"
+)]
+fn run_seeds(from: u64, seeds: u64, jobs: usize) -> ExitCode {
+    let started = std::time::Instant::now();
+    let next = AtomicU64::new(0);
+    let tally = Mutex::new(Tally::default());
+    let work = || {
+        loop {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            if nth >= seeds {
+                return;
+            }
+            let report = run::run(from.wrapping_add(nth), false);
+            print_failure(&report);
+            tally.lock().unwrap_or_else(PoisonError::into_inner).add(&report);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let wall_ms = started.elapsed().as_millis().max(1) as u64;
     println!(
-        "{seeds} seeds from {from}: {failed} failed; {commits} commits, {reads} reads compared, {events} events; \
+        "{seeds} seeds from {from}: {} failed; {} commits, {} reads compared, {} events; \
          slowest convergence {} ms",
-        slowest_us / 1000
+        tally.failed,
+        tally.commits,
+        tally.reads,
+        tally.events,
+        tally.slowest_us / 1000
     );
     println!(
         "{} simulated seconds in {} ms: {} times real time, {} seeds an hour, {} events a second",
-        simulated_us / 1_000_000,
+        tally.simulated_us / 1_000_000,
         wall_ms,
-        simulated_us / 1000 / wall_ms,
+        tally.simulated_us / 1000 / wall_ms,
         seeds * 3_600_000 / wall_ms,
-        events * 1000 / wall_ms
+        tally.events * 1000 / wall_ms
     );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    for kind in faults::KINDS {
+        println!("{:>10} {kind}", tally.faults.get(kind).copied().unwrap_or(0));
+    }
+    if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn replay(seed: u64, trace: bool) -> ExitCode {

@@ -33,6 +33,8 @@ pub struct NetworkConfig {
     pub doubled_of_1000: u64,
     /// Frames that overtake others.
     pub reordered_of_1000: u64,
+    /// Frames that are damaged, until faults end.
+    pub damaged_of_1000: u64,
     /// Links that are not like all others.
     #[serde(with = "link_list")]
     pub links: BTreeMap<Pair, LinkConfig>,
@@ -86,11 +88,31 @@ pub struct Frame {
     pub link: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
+    /// Whether they are not those that were sent.
+    pub damaged: bool,
+}
+
+/// The index of a direction of a link.
+fn direction(from: usize, to: usize) -> usize {
+    usize::from(from > to)
+}
+
+/// Bytes that are no message. A transport that authenticates its packets hands up none of these; what it would never hand up
+/// in any case is a message that says something else, and that the protocol does not withstand.
+fn damaged(rng: &mut Rng, mut bytes: Vec<u8>) -> Vec<u8> {
+    match rng.below(3) {
+        0 => bytes.truncate(rng.below(bytes.len() as u64) as usize),
+        1 => bytes.extend((0..=rng.below(8)).map(|_| rng.draw() as u8)),
+        // No wire version, or no kind of message.
+        _ => bytes[0] ^= 0x80,
+    }
+    bytes
 }
 
 #[derive(Debug, Default)]
 struct Link {
-    cut: bool,
+    /// By direction.
+    cut: [bool; 2],
     sealed: bool,
     connection: Option<u64>,
     stalled: Vec<Frame>,
@@ -112,6 +134,7 @@ pub struct Network {
     last_connection: u64,
     /// By sender and receiver.
     carried: BTreeMap<(usize, usize), Carried>,
+    met: BTreeMap<&'static str, u64>,
 }
 
 impl Network {
@@ -119,7 +142,7 @@ impl Network {
     pub fn new(config: NetworkConfig, nodes: usize) -> Self {
         let pairs = (0..nodes).flat_map(|b| (0..b).map(move |a| (a, b)));
         let links = pairs.map(|pair| (pair, Link::default())).collect();
-        Self { config, links, last_connection: 0, carried: BTreeMap::new() }
+        Self { config, links, last_connection: 0, carried: BTreeMap::new(), met: BTreeMap::new() }
     }
 
     /// What was carried from one node to another so far.
@@ -139,7 +162,7 @@ impl Network {
 
     /// Whether the link is cut.
     pub fn is_cut(&self, pair: Pair) -> bool {
-        self.links[&pair].cut
+        self.links[&pair].cut != [false; 2]
     }
 
     /// The connection between two nodes.
@@ -155,7 +178,7 @@ impl Network {
     /// Opens a connection, unless the link is cut or has one.
     pub fn connect(&mut self, pair: Pair) -> Option<u64> {
         let link = self.links.get_mut(&pair)?;
-        if link.cut || link.connection.is_some() {
+        if link.cut != [false; 2] || link.connection.is_some() {
             return None;
         }
         self.last_connection += 1;
@@ -187,14 +210,31 @@ impl Network {
     /// Cuts the link.
     pub fn cut(&mut self, pair: Pair) {
         if let Some(link) = self.links.get_mut(&pair) {
-            link.cut = true;
+            link.cut = [true; 2];
         }
+    }
+
+    /// Cuts one direction of the link.
+    pub fn cut_way(&mut self, from: usize, to: usize) {
+        if let Some(link) = self.links.get_mut(&pair(from, to)) {
+            link.cut[direction(from, to)] = true;
+        }
+    }
+
+    /// Faults end: frames are not damaged any more.
+    pub fn calm(&mut self) {
+        self.config.damaged_of_1000 = 0;
+    }
+
+    /// What happened to frames so far, by kind.
+    pub fn met(&self) -> &BTreeMap<&'static str, u64> {
+        &self.met
     }
 
     /// Heals the link; returns what was stalled.
     pub fn heal(&mut self, pair: Pair) -> Vec<Frame> {
         let Some(link) = self.links.get_mut(&pair) else { return Vec::new() };
-        link.cut = false;
+        link.cut = [false; 2];
         std::mem::take(&mut link.stalled)
     }
 
@@ -206,16 +246,18 @@ impl Network {
         if link.connection != Some(frame.link) {
             return Vec::new();
         }
-        if link.cut {
+        let direction = direction(frame.from, frame.to);
+        if link.cut[direction] {
             link.stalled.push(frame);
             return Vec::new();
         }
-        let direction = usize::from(frame.from > frame.to);
+        let mut met = |kind| *self.met.entry(kind).or_default() += 1;
         let (a, b) = pair(frame.from, frame.to);
         let name = [a as u64, b as u64, link.connections, direction as u64, link.sent[direction]];
         let mut rng = draws.of(Of::Frame, &name);
         link.sent[direction] += 1;
         if rng.chance(config.lost_of_1000, 1000) {
+            met("frame lost");
             return Vec::new();
         }
         let (latency_us, jitter_us) = match config.links.get(&between) {
@@ -223,17 +265,30 @@ impl Network {
             Some(own) => {
                 let begins = now.max(link.busy[direction]);
                 link.busy[direction] = begins + own.sending_us(frame.bytes.len());
-                let waits_us = link.busy[direction] - now + own.resending_us(&mut rng, frame.bytes.len());
-                (own.latency_us + waits_us, own.jitter_us)
+                let resending_us = own.resending_us(&mut rng, frame.bytes.len());
+                if begins > now {
+                    met("frame held up by others");
+                }
+                if resending_us > 0 {
+                    met("frame sent again");
+                }
+                (own.latency_us + link.busy[direction] - now + resending_us, own.jitter_us)
             }
         };
         let mut arrives = now + latency_us + rng.below(jitter_us + 1);
         if !rng.chance(config.reordered_of_1000, 1000) {
             arrives = arrives.max(link.arrivals[direction]);
             link.arrivals[direction] = arrives;
+        } else if arrives < link.arrivals[direction] {
+            met("frame reordered");
+        }
+        if rng.chance(config.damaged_of_1000, 1000) {
+            met("frame damaged");
+            return vec![(arrives, Frame { bytes: damaged(&mut rng, frame.bytes), damaged: true, ..frame })];
         }
         let mut copies = vec![(arrives, frame.clone())];
         if rng.chance(config.doubled_of_1000, 1000) {
+            met("frame doubled");
             copies.push((arrives + rng.below(latency_us + 1), frame));
         }
         copies
@@ -245,7 +300,7 @@ impl Network {
         if link.connection != Some(frame.link) {
             return None;
         }
-        if link.cut {
+        if link.cut[direction(frame.from, frame.to)] {
             link.stalled.push(frame);
             return None;
         }
@@ -309,6 +364,7 @@ mod tests {
             lost_of_1000: 0,
             doubled_of_1000: 0,
             reordered_of_1000: 0,
+            damaged_of_1000: 0,
             links: BTreeMap::from([((0, 1), own)]),
         };
         let mut network = Network::new(config, 2);
@@ -318,7 +374,7 @@ mod tests {
 
     fn arrivals(network: &mut Network, link: u64, bytes: usize, frames: usize) -> Vec<u64> {
         let draws = Draws::new(1);
-        let frame = Frame { from: 0, to: 1, link, bytes: vec![0; bytes] };
+        let frame = Frame { from: 0, to: 1, link, bytes: vec![0; bytes], damaged: false };
         (0..frames).flat_map(|_| network.send(draws, 0, frame.clone())).map(|(at, _)| at).collect()
     }
 

@@ -12,7 +12,8 @@ use godwit_core::ids::PartitionId;
 use crate::config::RunConfig;
 use crate::draw;
 use crate::draws::Of;
-use crate::network::Pair;
+use crate::faults::Faults;
+use crate::network::{Pair, pair};
 use crate::oracle::Violation;
 use crate::script::{Act, Script};
 use crate::workload::{self, Ask};
@@ -51,6 +52,8 @@ pub struct RunReport {
     pub reads: u64,
     /// How long agreement took after faults ended.
     pub convergence_us: u64,
+    /// What went wrong, by kind ([`crate::faults::KINDS`]), and how often it had an effect.
+    pub faults: Faults,
 }
 
 /// Runs a seed; `print` shows the trace.
@@ -81,6 +84,7 @@ pub fn play(script: &Script, print: bool) -> RunReport {
         frames: world.frames,
         reads: world.oracle.reads(),
         convergence_us: verdict.as_ref().copied().unwrap_or(0),
+        faults: world.met_so_far(),
         violation: verdict.err(),
     }
 }
@@ -112,6 +116,26 @@ fn act(world: &mut World, act: &Act) {
                 world.at(0, Event::Cut(link));
                 world.at(for_us, Event::Heal(link));
             }
+        }
+        Act::CutWay { from, to, for_us } => {
+            world.at(0, Event::CutWay(from, to));
+            world.at(for_us, Event::Heal(pair(from, to)));
+        }
+        Act::Flap { link, times, each_us } => {
+            for nth in 0..times {
+                world.at(2 * nth * each_us, Event::Cut(link));
+                world.at((2 * nth + 1) * each_us, Event::Heal(link));
+            }
+        }
+        Act::Pause { node, for_us } => {
+            world.at(0, Event::Pause(node));
+            world.at(for_us, Event::Resume(node));
+        }
+        Act::SlowDisk { node, fsync_us, for_us } => world.at(0, Event::SlowDisk(node, fsync_us, for_us)),
+        Act::RefusingDisk { node, for_us } => world.at(0, Event::RefusingDisk(node, for_us)),
+        Act::PowerCut { node, for_us } => {
+            world.at(0, Event::PowerCut(node));
+            world.at(for_us, Event::Start(node));
         }
         Act::Reset { link } => world.at(0, Event::Reset(link)),
         Act::Crash { node, for_us } => {
@@ -145,7 +169,9 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
             world.at(0, Event::Crash(other));
         }
     }
+    world.at(0, Event::Mend);
     for node in 0..world.node_count() {
+        world.at(0, Event::Resume(node));
         world.at(0, Event::Start(node));
     }
     if let Some(record) = config.busy.map(|busy| workload::records()[busy].clone()) {
@@ -225,5 +251,6 @@ fn failed_to_begin(seed: u64, violation: Violation) -> RunReport {
         frames: 0,
         reads: 0,
         convergence_us: 0,
+        faults: Faults::new(),
     }
 }
