@@ -125,6 +125,13 @@ impl RunConfig {
         pairs.filter(|&(a, b)| !same(a, b)).collect()
     }
 
+    /// Whether a link leads out of a region.
+    pub fn leaves(&self, region: usize, link: Pair) -> bool {
+        // The place after the nodes is that of the copied one.
+        let node = |place: usize| if place < self.nodes { place } else { self.copied.unwrap_or(0) };
+        (self.regions[node(link.0)] == region) != (self.regions[node(link.1)] == region)
+    }
+
     /// Simulated time within which all nodes must agree after faults end.
     pub fn convergence_us_max(&self) -> u64 {
         let tuning = &self.tuning;

@@ -40,7 +40,7 @@ pub fn draw(seed: u64) -> Script {
     let (config, rates) = configuration(&mut rng);
     let mut drawer = Drawer { rng, config, rates, steps: Vec::new() };
     drawer.draw_steps();
-    Script { seed, config: drawer.config, steps: drawer.steps }
+    Script { seed, note: String::new(), config: drawer.config, steps: drawer.steps }
 }
 
 fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
@@ -238,7 +238,8 @@ impl Drawer {
         }
         Some(match rng.below(12) {
             0..=2 => Act::Cut { link, for_us },
-            3..=4 => Act::Isolate { node, for_us },
+            3 => Act::Isolate { node, for_us },
+            4 => Act::IsolateRegion { region: config.regions[node], for_us },
             5 => Act::Reset { link },
             6..=8 => Act::Crash { node, for_us },
             9..=10 => Act::Stop { node, for_us },

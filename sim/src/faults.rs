@@ -12,6 +12,7 @@ use godwit_proto::{LinkId, Output, Reply};
 use crate::draws::Of;
 use crate::network::{Pair, pair};
 use crate::oracle::Violation;
+use crate::trace::What;
 use crate::world::{Event, Group, World};
 
 /// With `durability = "os"`, the least time from the beginning of one sync to the next.
@@ -118,6 +119,12 @@ impl World {
         *self.faults.entry(kind).or_default() += 1;
     }
 
+    /// Tells what became of a node, in the trace and in a timeline.
+    fn tell(&mut self, i: usize, what: &str) {
+        self.trace.line(self.now_us, format_args!("n{i} {what}"));
+        self.trace.mark(self.now_us, || What::Happened { node: i, what: what.to_string() });
+    }
+
     /// What went wrong so far, by kind.
     pub fn met_so_far(&self) -> Faults {
         let mut all = self.faults.clone();
@@ -131,6 +138,7 @@ impl World {
     pub(crate) fn cut_way(&mut self, from: usize, to: usize) {
         let between = pair(from, to);
         self.trace.line(self.now_us, format_args!("cut from n{from} to n{to}"));
+        self.trace.mark(self.now_us, || What::Cut { link: between });
         self.network.cut_way(from, to);
         self.met("link cut one way");
         self.idle_later(between);
@@ -154,7 +162,7 @@ impl World {
         if !self.is_up(i) || self.nodes[i].trouble.paused {
             return;
         }
-        self.trace.line(self.now_us, format_args!("n{i} stands still"));
+        self.tell(i, "stands still");
         self.met("process paused");
         self.nodes[i].trouble.paused = true;
         self.nodes[i].trouble.behind = true;
@@ -168,7 +176,7 @@ impl World {
         if !std::mem::take(&mut self.nodes[i].trouble.paused) {
             return Ok(());
         }
-        self.trace.line(self.now_us, format_args!("n{i} goes on"));
+        self.tell(i, "goes on");
         if std::mem::take(&mut self.nodes[i].trouble.durable_waits) {
             return self.durable(i);
         }
@@ -184,13 +192,13 @@ impl World {
 
     /// Syncs of a disk take long for a while.
     pub(crate) fn slow_disk(&mut self, i: usize, fsync_us: u64, for_us: u64) {
-        self.trace.line(self.now_us, format_args!("the disk of n{i} takes {fsync_us} µs"));
+        self.tell(i, &format!("has a disk that takes {fsync_us} µs for a sync"));
         self.nodes[i].trouble.slow = Some((self.now_us + for_us, fsync_us));
     }
 
     /// A disk refuses writes for a while, as a full or failing one does.
     pub(crate) fn refusing_disk(&mut self, i: usize, for_us: u64) {
-        self.trace.line(self.now_us, format_args!("the disk of n{i} refuses writes"));
+        self.tell(i, "has a disk that refuses writes");
         self.nodes[i].trouble.refuses_until = self.now_us + for_us;
     }
 
@@ -222,7 +230,7 @@ impl World {
 
     /// A write fails: the process stops, and starts again when its disk takes writes, or tries to before that.
     pub(crate) fn write_fails(&mut self, i: usize, until_us: u64) -> Result<(), Violation> {
-        self.trace.line(self.now_us, format_args!("n{i} stops: its disk refuses a write"));
+        self.tell(i, "stops, since its disk refuses a write");
         self.met("disk refuses writes");
         self.cease(i, false)?;
         self.at(until_us - self.now_us, Event::Start(i));
@@ -328,11 +336,11 @@ impl World {
         let Some(unsynced) = &mut member.unsynced else { return Ok(()) };
         let kept = rng.below(unsynced.batches.len() as u64 + 1) as usize;
         let lost = unsynced.batches.len() - kept;
-        self.trace.line(self.now_us, format_args!("the power of n{i} goes: {lost} batches are lost"));
         let mut disk = std::mem::take(&mut unsynced.synced);
         unsynced.batches.drain(..).take(kept).for_each(|batch| disk.commit(batch));
         unsynced.begin(&disk);
         member.disk = disk;
+        self.tell(i, &format!("had no power for a moment: {lost} batches that were not synced are lost"));
         if lost > 0 {
             self.forget_unsynced(i)?;
         }

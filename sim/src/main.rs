@@ -1,4 +1,4 @@
-//! `godwit-sim`: runs seeds, replays one, plays vectors. Reads files and prints; all else is in the library.
+//! `godwit-sim`: runs seeds, replays one or a recorded script, plays vectors. Reads files and prints; all else is in the library.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use godwit_sim::faults::{self, Faults};
 use godwit_sim::run::{self, RunReport};
-use godwit_sim::vectors;
+use godwit_sim::{draw, vectors};
+
+mod replay;
+
+use crate::replay::{Kept, Replay};
 
 #[derive(Parser)]
 #[command(name = "godwit-sim", about = "The deterministic simulator of Godwit", version)]
@@ -31,16 +35,11 @@ enum Command {
         /// Seeds that run at once, each in a thread of its own.
         #[arg(long, default_value_t = 1)]
         jobs: usize,
+        #[command(flatten)]
+        kept: Kept,
     },
-    /// Run one seed and print the digest of its trace.
-    Replay {
-        /// The seed.
-        #[arg(long)]
-        seed: u64,
-        /// Print the trace, a line an event.
-        #[arg(long)]
-        trace: bool,
-    },
+    /// Play one seed or one recorded script, and print the digest of its trace.
+    Replay(Box<Replay>),
     /// Play a file of histories with known answers (crdt.jsonl).
     Vectors {
         /// The file.
@@ -50,8 +49,8 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Run { seeds, from, jobs } => Ok(run_seeds(from, seeds, jobs)),
-        Command::Replay { seed, trace } => Ok(replay(seed, trace)),
+        Command::Run { seeds, from, jobs, kept } => run_seeds(from, seeds, jobs, &kept),
+        Command::Replay(arguments) => replay::replay(&arguments),
         Command::Vectors { file } => play_vectors(&file),
     }
 }
@@ -66,6 +65,8 @@ struct Tally {
     reads: u64,
     slowest_us: u64,
     faults: Faults,
+    /// The first failure that came.
+    first: Option<(u64, RunReport)>,
 }
 
 impl Tally {
@@ -86,7 +87,7 @@ impl Tally {
     clippy::disallowed_methods,
     reason = "measures how fast the simulator is, and runs whole seeds beside each other; decides nothing"
 )]
-fn run_seeds(from: u64, seeds: u64, jobs: usize) -> ExitCode {
+fn run_seeds(from: u64, seeds: u64, jobs: usize, kept: &Kept) -> anyhow::Result<ExitCode> {
     let started = std::time::Instant::now();
     let next = AtomicU64::new(0);
     let tally = Mutex::new(Tally::default());
@@ -96,9 +97,16 @@ fn run_seeds(from: u64, seeds: u64, jobs: usize) -> ExitCode {
             if nth >= seeds {
                 return;
             }
-            let report = run::run(from.wrapping_add(nth), false);
-            print_failure(&report);
-            tally.lock().unwrap_or_else(PoisonError::into_inner).add(&report);
+            let seed = from.wrapping_add(nth);
+            let report = run::run(seed, false);
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.add(&report);
+            if report.violation.is_some() {
+                let name = format!("seed-{seed}");
+                replay::print_failure(&name, &report);
+                println!("    a short history of it: godwit-sim replay --shrink --seed {seed}");
+                tally.first.get_or_insert((seed, report));
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -129,30 +137,11 @@ fn run_seeds(from: u64, seeds: u64, jobs: usize) -> ExitCode {
     for kind in faults::KINDS {
         println!("{:>10} {kind}", tally.faults.get(kind).copied().unwrap_or(0));
     }
-    if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn replay(seed: u64, trace: bool) -> ExitCode {
-    let report = run::run(seed, trace);
-    println!("seed {seed}: {} events, {} commits, {} frames", report.events, report.commits, report.frames);
-    println!("trace digest {}", report.digest);
-    match &report.violation {
-        None => {
-            println!("all held; convergence took {} ms", report.convergence_us / 1000);
-            ExitCode::SUCCESS
-        }
-        Some(_) => {
-            print_failure(&report);
-            ExitCode::FAILURE
-        }
+    // One short history is enough to begin with, and shrinking takes as long as many seeds.
+    if let Some((seed, report)) = &tally.first {
+        replay::show_shrunk(&format!("seed-{seed}"), &draw::draw(*seed), report, kept)?;
     }
-}
-
-fn print_failure(report: &RunReport) {
-    if let Some(violation) = &report.violation {
-        println!("seed {} FAILED at {} ms: {violation}", report.seed, report.simulated_us / 1000);
-        println!("    again, with its trace: godwit-sim replay --seed {} --trace", report.seed);
-    }
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn play_vectors(file: &PathBuf) -> anyhow::Result<ExitCode> {

@@ -80,6 +80,8 @@ pub fn pair(a: usize, b: usize) -> Pair {
 /// A frame under way.
 #[derive(Debug, Clone)]
 pub struct Frame {
+    /// Its number among all messages of the run.
+    pub number: u64,
     /// The sender.
     pub from: usize,
     /// The receiver.
@@ -374,7 +376,7 @@ mod tests {
 
     fn arrivals(network: &mut Network, link: u64, bytes: usize, frames: usize) -> Vec<u64> {
         let draws = Draws::new(1);
-        let frame = Frame { from: 0, to: 1, link, bytes: vec![0; bytes], damaged: false };
+        let frame = Frame { number: 0, from: 0, to: 1, link, bytes: vec![0; bytes], damaged: false };
         (0..frames).flat_map(|_| network.send(draws, 0, frame.clone())).map(|(at, _)| at).collect()
     }
 

@@ -17,6 +17,8 @@ use crate::lines::{FieldLine, RecordLine, WriteLine};
 pub struct Script {
     /// The seed that it was drawn from; what the world leaves to chance follows from it too.
     pub seed: u64,
+    /// What somebody should know of it, if anything.
+    pub note: String,
     /// The configuration.
     pub config: RunConfig,
     /// What happens, in order of time.
@@ -83,6 +85,13 @@ pub enum Act {
     Isolate {
         /// The node.
         node: usize,
+        /// How long it is cut off.
+        for_us: u64,
+    },
+    /// All links of a region to others are cut, and heal.
+    IsolateRegion {
+        /// The region, by number.
+        region: usize,
         /// How long it is cut off.
         for_us: u64,
     },

@@ -30,7 +30,7 @@ use crate::judge::{Asked, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
 use crate::requests::Requests;
-use crate::trace::Trace;
+use crate::trace::{Trace, Watch, What};
 use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
@@ -105,6 +105,8 @@ pub struct World {
     pub(crate) may_wait_for_ever: bool,
     queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
+    /// Frames sent for the first time.
+    messages: u64,
     pub(crate) requests: u64,
     /// Frames sent, for the report.
     pub frames: u64,
@@ -117,11 +119,11 @@ pub struct World {
 
 impl World {
     /// A world at its beginning: all nodes start, all links work.
-    pub fn new(config: &RunConfig, seed: u64, print: bool) -> Result<Self, Violation> {
+    pub fn new(config: &RunConfig, seed: u64, watch: Watch) -> Result<Self, Violation> {
         let mut world = Self {
             now_us: 0,
             draws: Draws::new(seed),
-            trace: Trace::new(print),
+            trace: Trace::new(watch),
             oracle: Oracle::default(),
             partitions: config.partitions,
             nodes: Vec::new(),
@@ -131,6 +133,7 @@ impl World {
             may_wait_for_ever: false,
             queue: BTreeMap::new(),
             sequence: 0,
+            messages: 0,
             requests: 0,
             frames: 0,
             acknowledged: 0,
@@ -245,6 +248,10 @@ impl World {
             Event::Session { client, node, plan } => self.session(client, node, plan),
             Event::Count(i, record, field) => {
                 self.trace.line(self.now_us, format_args!("n{i} is to keep the size of {record} {field}"));
+                self.trace.mark(self.now_us, || What::Happened {
+                    node: i,
+                    what: format!("somebody asks for the size of {field} of {}", record.key),
+                });
                 self.input(i, Input::Count { record, field, ty: FieldType::SET })
             }
             Event::Check(i) => self.check(i),
@@ -289,6 +296,7 @@ impl World {
             }
             Event::Cut(pair) => {
                 self.trace.line(self.now_us, format_args!("cut {pair:?}"));
+                self.trace.mark(self.now_us, || What::Cut { link: pair });
                 self.network.cut(pair);
                 self.met("link cut");
                 self.idle_later(pair);
@@ -296,6 +304,7 @@ impl World {
             }
             Event::Heal(pair) => {
                 self.trace.line(self.now_us, format_args!("heal {pair:?}"));
+                self.trace.mark(self.now_us, || What::Healed { link: pair });
                 let stalled = self.network.heal(pair);
                 stalled.into_iter().for_each(|frame| self.transmit(frame));
                 Ok(())
@@ -353,6 +362,10 @@ impl World {
             Event::ClockStep(i, ms) => {
                 self.trace.line(self.now_us, format_args!("n{i} clock steps to {ms} ms off"));
                 self.met("clock set");
+                self.trace.mark(self.now_us, || What::Happened {
+                    node: i,
+                    what: format!("its clock is set {ms} ms off"),
+                });
                 self.nodes[i].clock_offset_ms = ms;
                 Ok(())
             }
@@ -364,6 +377,7 @@ impl World {
             return Ok(());
         }
         let peer = self.nodes[frame.from].name.clone();
+        self.trace.mark(self.now_us, || What::Arrived { number: frame.number });
         let link = LinkId(frame.link);
         if frame.damaged {
             self.trace.line(self.now_us, format_args!("n{} gets damaged bytes from {peer}", frame.to));
@@ -466,6 +480,7 @@ impl World {
             self.oracle.committed(commit)?;
         }
         self.nodes[i].disk.commit(group.effects.batch);
+        self.mark_state(i);
         Ok(group.effects.outputs)
     }
 
@@ -510,7 +525,11 @@ impl World {
             format_args!("n{i} sends {} to {peer}: {} bytes", message.name(), bytes.len()),
         );
         if let Some(to) = self.other_end(i, peer, link) {
-            self.transmit(Frame { from: i, to, link: link.0, bytes, damaged: false });
+            self.messages += 1;
+            let (number, bytes_len) = (self.messages, bytes.len());
+            let message = message.name();
+            self.trace.mark(self.now_us, || What::Sent { number, from: i, to, message, bytes: bytes_len });
+            self.transmit(Frame { number, from: i, to, link: link.0, bytes, damaged: false });
         }
         Ok(())
     }

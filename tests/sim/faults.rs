@@ -6,6 +6,7 @@ use godwit_core::ids::Field;
 use godwit_core::op::{Op, Write};
 use godwit_sim::config::RunConfig;
 use godwit_sim::network::LinkConfig;
+use godwit_sim::trace::Watch;
 use godwit_sim::workload::{self, Ask};
 use godwit_sim::world::{Event, World};
 
@@ -17,7 +18,7 @@ fn pass(world: &mut World, us: u64) {
 }
 
 fn begin(config: &RunConfig) -> World {
-    let mut world = World::new(config, 7, false).unwrap();
+    let mut world = World::new(config, 7, Watch::default()).unwrap();
     pass(&mut world, 3_000 * MS);
     world
 }
@@ -46,7 +47,7 @@ fn a_power_cut_takes_what_was_not_synced_and_nobody_else_has_it() {
         let mut config = RunConfig::calm(3);
         config.unsynced[0] = true;
         config.fsync_us[0] = 200 * MS;
-        let mut world = World::new(&config, seed, false).unwrap();
+        let mut world = World::new(&config, seed, Watch::default()).unwrap();
         pass(&mut world, 3_000 * MS);
         for _ in 0..5 {
             write(&mut world, 0);
