@@ -16,7 +16,7 @@ use crate::draws::Of;
 use crate::network::pair;
 use crate::oracle::Violation;
 use crate::trace::What;
-use crate::world::{Event, World};
+use crate::world::{Event, Group, World};
 
 /// Copies kept of a disk.
 const IMAGES_MAX: usize = 4;
@@ -89,6 +89,7 @@ impl World {
         self.trace.mark(self.now_us, || What::Ended { node: i });
         let member = &mut self.nodes[i];
         member.node = None;
+        member.filling = Group::default();
         member.trouble.stop();
         member.ended.clear();
         member.inbox.clear();

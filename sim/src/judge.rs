@@ -1,6 +1,7 @@
 //! What a step of a node's machine did, for the oracle: commits that clients asked for, commits that the node made of its
-//! own accord (folds), and answers without a commit, which are judged at once. Answers to commits with an idempotency key are
-//! held against what was made under the key ([`Requests`]).
+//! own accord (folds), and answers without a commit. The oracle hears of them in their order once their group is durable
+//! ([`Outcome::tell`]): what they say may rest on commits before them, which it knows only then. Answers to commits with an
+//! idempotency key are held against what was made under the key ([`Requests`]).
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,38 @@ pub(crate) struct Asked {
     pub(crate) client: Option<usize>,
 }
 
+/// What a step came to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A commit.
+    Made(Commit),
+    /// A commit that changed nothing, as its node saw it.
+    Unchanged { partition: PartitionId, ask: Ask, saw: VersionVector },
+    /// A commit that was refused.
+    Refused(Refusable, CommitError),
+}
+
+impl Outcome {
+    /// Tells the oracle.
+    pub(crate) fn tell(&self, oracle: &mut Oracle) -> Result<(), Violation> {
+        match self {
+            Self::Made(commit) => {
+                oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
+                oracle.committed(commit)
+            }
+            Self::Unchanged { partition, ask, saw } => {
+                oracle.accepted(*partition, ask, saw)?;
+                oracle.changed_nothing(*partition, ask, saw)
+            }
+            Self::Refused(Refusable { partition, ask, saw }, refusal) => {
+                oracle.refused(*partition, ask, saw, refusal)
+            }
+        }
+    }
+}
+
 /// What a commit that is answered at once would have been refused for.
+#[derive(Debug)]
 pub(crate) struct Refusable {
     pub(crate) partition: PartitionId,
     pub(crate) ask: Ask,
@@ -40,13 +72,11 @@ pub(crate) struct Stepped<'a> {
 }
 
 impl Stepped<'_> {
-    /// Takes down the commits of the step, those that nobody asked for too, and judges the answers without one.
-    /// Commits of the same group are not in the oracle's history yet: a verdict that depends on them is left out.
+    /// Takes down the outcomes of the step, commits that nobody asked for too.
     pub(crate) fn judge(
         self,
         outputs: &[Output],
-        commits: &mut Vec<Commit>,
-        oracle: &mut Oracle,
+        outcomes: &mut Vec<Outcome>,
         requests: &mut Requests,
     ) -> Result<(), Violation> {
         let replica = self.node.replica();
@@ -55,6 +85,8 @@ impl Stepped<'_> {
             others.chain([Dot { replica, counter: counter - 1 }]).collect()
         };
         let mut named: BTreeMap<(PartitionId, u64), Commit> = BTreeMap::new();
+        let mut refusable = self.before;
+        let mut without_commit = Vec::new();
         for output in outputs {
             let Output::Reply { request, reply } = output else { continue };
             let Some(asked) = self.open.get(request) else { continue };
@@ -66,7 +98,6 @@ impl Stepped<'_> {
             if let (Some(key), Some(partition)) = (ask.terms.request, here) {
                 requests.answered(self.who, partition, key, reply, self.node.context(partition))?;
             }
-            let unknown = |commit: &Commit| Some(commit.partition) == here;
             match reply {
                 Reply::Committed { repeated: true, .. } | Reply::Stopping | Reply::Status(_) => {}
                 Reply::Committed { partition, commit: Some((dot, hlc)), context, .. } => {
@@ -76,16 +107,13 @@ impl Stepped<'_> {
                     named.insert((*partition, dot.counter), commit);
                 }
                 Reply::Refused(CommitError::KeyReused) => {}
-                _ if commits.iter().any(unknown) || named.values().any(unknown) => {}
                 Reply::Committed { partition, commit: None, context, .. } => {
-                    oracle.accepted(*partition, ask, context)?;
-                    oracle.changed_nothing(*partition, ask, context)?;
+                    let (partition, ask, saw) = (*partition, ask.clone(), context.clone());
+                    without_commit.push(Outcome::Unchanged { partition, ask, saw });
                 }
                 Reply::Refused(refusal) => {
-                    if let Some((at_once, Refusable { partition, ask, saw })) = &self.before
-                        && at_once == request
-                    {
-                        oracle.refused(*partition, ask, saw, refusal)?;
+                    if let Some((_, refused)) = refusable.take_if(|(at_once, _)| at_once == request) {
+                        without_commit.push(Outcome::Refused(refused, refusal.clone()));
                     }
                 }
             }
@@ -103,9 +131,11 @@ impl Stepped<'_> {
                     ask: Ask::default(),
                     saw: before(context, counter),
                 };
-                commits.push(named.remove(&(id, counter)).unwrap_or_else(unasked));
+                outcomes.push(Outcome::Made(named.remove(&(id, counter)).unwrap_or_else(unasked)));
             }
         }
+        // After the commits of the step, on which they may rest.
+        outcomes.append(&mut without_commit);
         Ok(())
     }
 }

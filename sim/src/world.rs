@@ -1,9 +1,9 @@
 //! The world of a run: nodes with their disks and clocks, the network between them, and one queue of events.
 //!
 //! A node is driven as in production: inputs gather, a group of them goes through the machine over one growing
-//! batch, the batch becomes durable after the time of an fsync, and only then outputs are released. A crash at any
-//! moment between loses what was not durable: the batch of the moment is lost or kept whole, as a write-ahead log
-//! does it, and its outputs are lost either way.
+//! batch, the batch becomes durable after the time of an fsync, and only then outputs are released; the next group fills
+//! meanwhile. A crash at any moment between loses what was not durable: the batch on its way is lost or kept whole, as a
+//! write-ahead log does it, the one behind it is lost, and the outputs of both are.
 //!
 //! What clients do here is in [`crate::clients`], what becomes of processes and disks in [`crate::disks`], what is looked at in
 //! [`crate::checks`].
@@ -15,7 +15,7 @@ use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::Limits;
 use godwit_core::row::FieldType;
-use godwit_core::store::{MemStore, StoreError};
+use godwit_core::store::{Batch, MemStore, Overlay, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::incarnation::CONFIRM_WAIT_US;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, RequestId};
@@ -26,9 +26,9 @@ use crate::disks::Image;
 use crate::draws::{Draws, Of};
 pub use crate::event::Event;
 use crate::faults::{Faults, Trouble, Unsynced};
-use crate::judge::{Asked, Refusable, Stepped};
+use crate::judge::{Asked, Outcome, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
-use crate::oracle::{Commit, Oracle, Violation};
+use crate::oracle::{Oracle, Violation};
 use crate::requests::Requests;
 use crate::trace::{Trace, Watch, What};
 use crate::workload::Ask;
@@ -52,7 +52,9 @@ pub(crate) struct Machinery {
     pub(crate) inbox: VecDeque<(Input, bool)>,
     /// Connections that the machine has ended.
     pub(crate) ended: BTreeSet<LinkId>,
+    /// The group on its way to the disk, and the one behind it.
     pub(crate) group: Option<Group>,
+    pub(crate) filling: Group,
     pub(crate) timer: Option<u64>,
     pub(crate) clock_offset_ms: i64,
     /// How much its wall clock gains.
@@ -78,11 +80,20 @@ pub(crate) struct Machinery {
     pub(crate) unsynced: Option<Unsynced>,
 }
 
-/// A batch on its way to the disk.
-#[derive(Debug)]
+/// A batch that fills or is on its way to the disk.
+#[derive(Debug, Default)]
 pub(crate) struct Group {
     pub(crate) effects: Effects<Output>,
-    pub(crate) commits: Vec<Commit>,
+    pub(crate) outcomes: Vec<Outcome>,
+    /// Inputs, timeouts counted too.
+    pub(crate) inputs: usize,
+}
+
+impl Machinery {
+    /// How many more inputs the group takes that fills.
+    fn room(&self) -> usize {
+        self.group_max.saturating_sub(self.filling.inputs)
+    }
 }
 
 /// Everything.
@@ -168,6 +179,7 @@ impl World {
                 inbox: VecDeque::new(),
                 ended: BTreeSet::new(),
                 group: None,
+                filling: Group::default(),
                 timer: None,
                 clock_offset_ms: config.clock_offsets_ms[own],
                 drift_ppm: config.drifts_ppm[own],
@@ -397,67 +409,94 @@ impl World {
         Ok(())
     }
 
-    /// Runs groups of inputs through a node's machine until it waits for its disk or has nothing to do.
+    /// Runs inputs through a node's machine until it has nothing to do, or its disk must come first: one group is on its
+    /// way to the disk at most, and the next one fills meanwhile, until it is full.
     pub(crate) fn work(&mut self, i: usize) -> Result<(), Violation> {
-        while self.nodes[i].group.is_none() && !self.nodes[i].trouble.paused {
-            let now = self.now(i);
-            let member = &mut self.nodes[i];
-            let Some(node) = &mut member.node else { return Ok(()) };
-            let due = node.next_deadline().is_some_and(|deadline| deadline <= now.mono);
-            if member.inbox.is_empty() && !due {
+        while !self.nodes[i].trouble.paused {
+            let filled = self.fill(i)?;
+            let handed_over = self.nodes[i].group.is_none() && self.hand_over(i)?;
+            if !filled && !handed_over {
                 break;
-            }
-            let mut effects = Effects::default();
-            let mut commits = Vec::new();
-            let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
-            for (input, damaged) in member.inbox.drain(..member.group_max.min(member.inbox.len())) {
-                let asked = match &input {
-                    Input::Commit { request, writes, terms } => {
-                        Some((*request, Ask { writes: writes.clone(), terms: terms.clone() }))
-                    }
-                    _ => None,
-                };
-                let before = asked.map(|(request, ask)| {
-                    let partition = ask.writes[0].record.partition(self.partitions);
-                    (request, Refusable { partition, ask, saw: node.context(partition).clone() })
-                });
-                let answered = effects.outputs.len();
-                let wrote = effects.batch.bytes();
-                let on = if let Input::Frame { link, .. } = &input { Some(*link) } else { None };
-                node.handle(now, input, &member.disk, &mut effects).map_err(stopped)?;
-                for output in &effects.outputs[answered..] {
-                    if let Output::Close { link, .. } = output {
-                        member.ended.insert(*link);
-                    }
-                }
-                if let Some(link) = on.filter(|_| damaged) {
-                    let wrote = effects.batch.bytes() != wrote;
-                    Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
-                }
-                let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
-                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
-            }
-            if due {
-                let answered = effects.outputs.len();
-                node.handle_timeout(now, &member.disk, &mut effects).map_err(stopped)?;
-                let step =
-                    Stepped { node, who: i, open: &member.open, written: &mut member.begun, before: None };
-                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
-            }
-            if member.unsynced.is_some() {
-                self.write_unsynced(i, Group { effects, commits })?;
-            } else if effects.batch.is_empty() {
-                self.release(i, effects.outputs)?;
-            } else {
-                member.group = Some(Group { effects, commits });
-                let life = member.life;
-                let after = self.sync_us(i);
-                self.at(after, Event::Durable { node: i, life });
             }
         }
         self.caught_up(i);
         self.set_timer(i);
         Ok(())
+    }
+
+    /// Fills the next group with what waits and fits in; whether there was anything.
+    fn fill(&mut self, i: usize) -> Result<bool, Violation> {
+        let now = self.now(i);
+        let member = &mut self.nodes[i];
+        let room = member.room();
+        let Some(node) = member.node.as_mut().filter(|_| room > 0) else { return Ok(false) };
+        let due = node.next_deadline().is_some_and(|deadline| deadline <= now.mono);
+        if member.inbox.is_empty() && !due {
+            return Ok(false);
+        }
+        let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
+        // What is on its way to the disk is seen as if it were there.
+        let nothing = Batch::default();
+        let under_way = member.group.as_ref().map_or(&nothing, |group| &group.effects.batch);
+        let store = Overlay::new(&member.disk, under_way);
+        let Group { effects, outcomes, inputs } = &mut member.filling;
+        for (input, damaged) in member.inbox.drain(..room.min(member.inbox.len())) {
+            *inputs += 1;
+            let asked = match &input {
+                Input::Commit { request, writes, terms } => {
+                    Some((*request, Ask { writes: writes.clone(), terms: terms.clone() }))
+                }
+                _ => None,
+            };
+            let before = asked.map(|(request, ask)| {
+                let partition = ask.writes[0].record.partition(self.partitions);
+                (request, Refusable { partition, ask, saw: node.context(partition).clone() })
+            });
+            let answered = effects.outputs.len();
+            let wrote = effects.batch.bytes();
+            let on = if let Input::Frame { link, .. } = &input { Some(*link) } else { None };
+            node.handle(now, input, &store, effects).map_err(stopped)?;
+            for output in &effects.outputs[answered..] {
+                if let Output::Close { link, .. } = output {
+                    member.ended.insert(*link);
+                }
+            }
+            if let Some(link) = on.filter(|_| damaged) {
+                let wrote = effects.batch.bytes() != wrote;
+                Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
+            }
+            let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
+            step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
+        }
+        if due {
+            *inputs += 1;
+            let answered = effects.outputs.len();
+            node.handle_timeout(now, &store, effects).map_err(stopped)?;
+            let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before: None };
+            step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
+        }
+        Ok(true)
+    }
+
+    /// Hands the group that fills to the disk, if there is anything in it.
+    fn hand_over(&mut self, i: usize) -> Result<bool, Violation> {
+        let member = &mut self.nodes[i];
+        let group = std::mem::take(&mut member.filling);
+        if group.inputs == 0 {
+            return Ok(false);
+        }
+        if member.unsynced.is_some() {
+            self.write_unsynced(i, group)?;
+        } else if group.effects.batch.is_empty() {
+            let outputs = self.persist(i, group)?;
+            self.release(i, outputs)?;
+        } else {
+            member.group = Some(group);
+            let life = member.life;
+            let after = self.sync_us(i);
+            self.at(after, Event::Durable { node: i, life });
+        }
+        Ok(true)
     }
 
     pub(crate) fn durable(&mut self, i: usize) -> Result<(), Violation> {
@@ -471,13 +510,14 @@ impl World {
     }
 
     pub(crate) fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
-        for commit in &group.commits {
-            if self.oracle.is_lost(commit.partition, commit.dot) {
+        for outcome in &group.outcomes {
+            if let Outcome::Made(commit) = outcome
+                && self.oracle.is_lost(commit.partition, commit.dot)
+            {
                 self.check_name(commit)?;
                 self.given_again(commit.partition, commit.dot)?;
             }
-            self.oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
-            self.oracle.committed(commit)?;
+            outcome.tell(&mut self.oracle)?;
         }
         self.nodes[i].disk.commit(group.effects.batch);
         self.mark_state(i);
@@ -581,7 +621,7 @@ impl World {
     }
 
     fn set_timer(&mut self, i: usize) {
-        if self.nodes[i].group.is_some() || self.nodes[i].trouble.paused {
+        if self.nodes[i].room() == 0 || self.nodes[i].trouble.paused {
             // What is due is done when the disk is, or the process goes on.
             return;
         }
