@@ -242,8 +242,8 @@ impl World {
         let member = &mut self.nodes[i];
         if member.trouble.behind && !member.trouble.paused {
             member.trouble.excused_until = self.now_us;
-            let held = member.unsynced.as_ref().is_some_and(|unsynced| !unsynced.held.is_empty());
-            member.trouble.behind = held || member.group.is_some() || !member.inbox.is_empty();
+            let syncing = member.unsynced.as_ref().is_some_and(|unsynced| unsynced.syncing);
+            member.trouble.behind = syncing || member.group.is_some() || !member.inbox.is_empty();
         }
     }
 
