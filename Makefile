@@ -12,13 +12,18 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Arguments for the demo: make demo ARGS=--help
 ARGS ?=
 
-.PHONY: help setup demo test lint bench
+# How many seeds for the simulator, and the first one: make soak SEEDS=10000 FROM=1
+SEEDS ?= 10000
+FROM ?= 1
+
+.PHONY: help setup demo test lint bench soak
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
 	@echo 'make test   run every test, as CI does'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
 	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
+	@echo 'make soak   run SEEDS=10000 seeds of the simulator from FROM=1, on all cores'
 	@echo 'make setup  install what a build needs and this machine lacks'
 
 setup:
@@ -43,3 +48,7 @@ lint: setup
 # A profile of its own: the first run compiles RocksDB once more.
 bench: setup
 	cargo bench --workspace --locked --bench ratios
+
+# For release, of the simulator and the pure crates only: RocksDB is not compiled.
+soak:
+	cargo run --release --locked -p godwit-sim -- run --seeds $(SEEDS) --from $(FROM) --jobs $$(nproc)

@@ -127,7 +127,7 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         busy: rng.chance(1, 4).then(|| rng.below(workload::records().len() as u64) as usize),
         drifts_ppm: (0..nodes).map(|_| if drifting { drift_ppm(rng) } else { 0 }).collect(),
         // Long syncs where answers do not wait for them: a power cut has something to take.
-        fsync_us: unsynced.iter().map(|&unsynced| 100 << rng.below(if unsynced { 14 } else { 8 })).collect(),
+        fsync_us: unsynced.iter().map(|&unsynced| 100 << rng.below(if unsynced { 12 } else { 8 })).collect(),
         unsynced,
         nodes,
         regions,

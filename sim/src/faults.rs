@@ -242,7 +242,8 @@ impl World {
         let member = &mut self.nodes[i];
         if member.trouble.behind && !member.trouble.paused {
             member.trouble.excused_until = self.now_us;
-            member.trouble.behind = member.group.is_some() || !member.inbox.is_empty();
+            let syncing = member.unsynced.as_ref().is_some_and(|unsynced| unsynced.syncing);
+            member.trouble.behind = syncing || member.group.is_some() || !member.inbox.is_empty();
         }
     }
 
@@ -319,7 +320,9 @@ impl World {
             outputs.extend(unsynced.held.pop_front().map(|(_, output)| output));
         }
         self.release(i, outputs)?;
-        self.hold(i, Vec::new())
+        self.hold(i, Vec::new())?;
+        self.caught_up(i);
+        Ok(())
     }
 
     /// The power of a node goes: with `durability = "os"` an end of what was not synced is lost, acknowledged or not. Nobody

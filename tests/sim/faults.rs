@@ -159,6 +159,23 @@ fn a_slow_disk_delays_answers_and_loses_none() {
     agree(&mut world);
 }
 
+/// What a process that stops says to clients waits for a sync where answers to writes do not: that is not its lateness.
+#[test]
+fn what_waits_for_a_slow_sync_is_not_late() {
+    let mut config = RunConfig::calm(2);
+    config.unsynced[0] = true;
+    let mut world = begin(&config);
+    world.at(0, Event::SlowDisk(0, 4_000 * MS, 2_000 * MS));
+    pass(&mut world, MS);
+    write(&mut world, 0);
+    world.at(0, Event::Stop(0, 100 * MS));
+    pass(&mut world, MS);
+    write(&mut world, 0);
+    pass(&mut world, 10_000 * MS);
+    assert!(world.is_up(0) && met(&world, "process stopped") == 1);
+    agree(&mut world);
+}
+
 #[test]
 fn frames_queue_on_a_narrow_link() {
     let narrow =
