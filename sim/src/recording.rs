@@ -33,6 +33,9 @@ pub const STEPS_MAX: usize = 1_000_000;
 /// The longest time that a script may name, in simulated microseconds: a day.
 pub const TIME_US_MAX: u64 = 86_400_000_000;
 
+/// How far off a clock may be, how long keys are remembered, and how far stamps are followed, in milliseconds: a year.
+pub const WALL_MS_MAX: u64 = 31_536_000_000;
+
 /// Why a script was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptError {
@@ -189,6 +192,14 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
         ("idle_us", network.idle_us),
         ("fsync_us", config.fsync_us.iter().copied().max().unwrap_or(0)),
     ];
+    let offsets = config.clock_offsets_ms.iter().map(|offset| offset.unsigned_abs());
+    for (name, ms) in [
+        ("clock_offsets_ms", offsets.max().unwrap_or(0)),
+        ("max_clock_drift_ms", config.max_clock_drift_ms),
+        ("idempotency_window_ms", config.idempotency_window_ms),
+    ] {
+        demand(ms <= WALL_MS_MAX, || format!("{name} must be at most {WALL_MS_MAX}, not {ms}"))?;
+    }
     // A wait of nothing would be over again and again at one moment.
     let waits = [
         ("connect_us", network.connect_us),
@@ -260,8 +271,8 @@ fn check_act(config: &RunConfig, act: &Act) -> Result<(), String> {
         }
         Act::Clock { node: at, offset_ms } => {
             node(*at)?;
-            demand(offset_ms.unsigned_abs() <= TIME_US_MAX, || {
-                format!("a clock is at most {TIME_US_MAX} ms off, not {offset_ms}")
+            demand(offset_ms.unsigned_abs() <= WALL_MS_MAX, || {
+                format!("a clock is at most {WALL_MS_MAX} ms off, not {offset_ms}")
             })
         }
         Act::Backup { node: at } => node(*at),

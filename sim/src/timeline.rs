@@ -23,8 +23,10 @@ const LANE_PX: u64 = 330;
 const LINK_PX: u64 = 56;
 const LINE_PX: u64 = 14;
 const GAP_PX_MAX: u64 = 40;
-const COLOURS: [&str; 8] =
-    ["#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#edc948", "#76b7b2", "#ff9da7", "#9c755f"];
+/// More colours than lanes, so that neighbours in time differ too.
+const SPARE_COLOURS: usize = 8;
+/// The golden angle, in degrees: hues that follow each other are far apart.
+const HUE_STEP: usize = 137;
 
 const LEGEND: &str = "Time goes down; long quiet stretches are squeezed, the numbers at the left say the simulated \
     time. Each lane is a node: a server with its own disk, that clients write to. The colour of a lane stands for \
@@ -208,7 +210,7 @@ impl<'a> Drawing<'a> {
                     *at.entry(*node).or_default() += 1;
                     lanes.insert(*node, format!("{name} in region {region}"));
                 }
-                What::Cut { link } | What::Healed { link } => drop(links.insert(*link)),
+                What::Cut { link } => drop(links.insert(*link)),
                 what => {
                     if let Some(node) = place_of(what) {
                         *at.entry(node).or_default() += 1;
@@ -282,6 +284,7 @@ impl<'a> Drawing<'a> {
     /// A lane is a run of stretches, each in the colour of what the node's disk holds meanwhile.
     fn draw_lanes(&self, page: &mut String) {
         let mut colours: BTreeMap<u64, usize> = BTreeMap::new();
+        let (mut last_colour, colours_max) = (0, self.lanes.len() + SPARE_COLOURS);
         let mut held: BTreeMap<usize, (u64, bool)> = BTreeMap::new();
         let mut since: BTreeMap<usize, u64> = BTreeMap::new();
         let mut parted: Option<u64> = None;
@@ -290,7 +293,8 @@ impl<'a> Drawing<'a> {
             let _ = writeln!(page, "<text x=\"{x}\" y=\"20\" class=\"name\">{}</text>", escape(name));
         }
         let draw = |page: &mut String, node: usize, (colour, up): (usize, bool), from: u64, to: u64| {
-            let (fill, wide) = if up { (COLOURS[colour % COLOURS.len()], 10) } else { ("#bbb", 2) };
+            let hue = format!("hsl({}, 55%, 58%)", colour * HUE_STEP % 360);
+            let (fill, wide) = if up { (hue.as_str(), 10) } else { ("#bbb", 2) };
             let _ = writeln!(
                 page,
                 "<rect x=\"{}\" y=\"{from}\" width=\"{wide}\" height=\"{}\" fill=\"{fill}\"/>",
@@ -310,12 +314,18 @@ impl<'a> Drawing<'a> {
             let (old, was_up) = before.unwrap_or((0, false));
             let now = (digest.unwrap_or(old), up.unwrap_or(was_up));
             if before != Some(now) {
-                let next = colours.len();
-                colours.entry(now.0).or_insert(next);
                 if let (Some(_), Some(from)) = (before, since.insert(node, y)) {
                     draw(page, node, (colours.get(&old).copied().unwrap_or(0), was_up), from, y);
                 }
                 held.insert(node, now);
+                // A colour is free again when no lane holds its state: two lanes of one colour hold the same.
+                colours.retain(|digest, _| held.values().any(|(other, _)| other == digest));
+                if !colours.contains_key(&now.0) {
+                    let taken: BTreeSet<usize> = colours.values().copied().collect();
+                    let mut free = (1..=colours_max).map(|i| (last_colour + i) % colours_max);
+                    last_colour = free.find(|colour| !taken.contains(colour)).unwrap_or(0);
+                    colours.insert(now.0, last_colour);
+                }
             }
             let running: BTreeSet<u64> =
                 held.values().filter(|(_, up)| *up).map(|(digest, _)| *digest).collect();

@@ -53,6 +53,10 @@ fn what_is_no_script_is_refused_with_its_line() {
             head.replacen("\"fsync_us\":[", "\"fsync_us\":[7,", 1),
             "line 1: fsync_us must have an entry for each",
         ),
+        (
+            head.replace("\"max_clock_drift_ms\":", "\"max_clock_drift_ms\":99999999999999"),
+            "line 1: max_clock_drift_ms must be at most",
+        ),
         (format!("{head}\n{{\"number\":0}}\n"), "line 2: missing field"),
         (
             format!("{head}\n\n{{\"number\":0,\"at_us\":0,\"act\":{{\"check\":{{\"node\":77}}}}}}\n"),
