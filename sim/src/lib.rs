@@ -10,7 +10,8 @@
 //! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
 //! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
 //! - [`run`]: from a seed to a verdict: faults, then healing and convergence;
-//! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
+//! - [`vectors`]: histories with known answers through the same machines ([`cluster`]);
+//! - [`recorded`]: what people really did, replayed exactly.
 
 mod checks;
 pub mod clients;
@@ -19,6 +20,7 @@ mod disks;
 mod judge;
 pub mod network;
 pub mod oracle;
+pub mod recorded;
 mod requests;
 pub mod run;
 pub mod spec;

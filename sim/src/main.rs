@@ -1,5 +1,7 @@
 //! `godwit-sim`: runs seeds, replays one, plays vectors. Reads files and prints; all else is in the library.
 
+mod commands;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,6 +42,14 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Replay a recorded history, one replica a chain, and compare its end; exit with 1 if it differs.
+    Trace {
+        /// The history: a commit a line (`put`, `del`, `unset` of a map, or `add`, `rem` of a set).
+        file: PathBuf,
+        /// What it must end in: `{key: {field: value}}`, or an array of elements.
+        #[arg(long = "final", value_name = "FILE")]
+        last: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -47,6 +57,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run { seeds, from } => Ok(run_seeds(from, seeds)),
         Command::Replay { seed, trace } => Ok(replay(seed, trace)),
         Command::Vectors { file } => play_vectors(&file),
+        Command::Trace { file, last } => Ok(commands::trace(&file, &last)),
     }
 }
 
