@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use godwit_sim::recorded::{self, Final, Recorded};
+use godwit_sim::scenario;
 
 /// Differences that are printed, at most.
 const SHOWN_MAX: usize = 50;
@@ -56,6 +57,24 @@ fn play_trace(file: &Path, last: &Path) -> anyhow::Result<ExitCode> {
     }
     println!("{} differences from {}", report.differences.len(), last.display());
     Ok(ExitCode::FAILURE)
+}
+
+/// `godwit-sim scenario FILE`: the report goes to the standard output, and to files in other forms.
+pub(crate) fn scenario(file: &Path, json: Option<&Path>, html: Option<&Path>) -> ExitCode {
+    play_scenario(file, json, html).unwrap_or_else(|error| unusable(&error))
+}
+
+fn play_scenario(file: &Path, json: Option<&Path>, html: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let beside = file.parent().unwrap_or(Path::new(""));
+    let open = |name: &str| text_of(&beside.join(name)).map_err(|error| format!("{error:#}"));
+    let report =
+        scenario::run(&text_of(file)?, &open).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let outputs = [(json, report.json()), (html, report.html())];
+    for (path, text) in outputs.iter().filter_map(|(path, text)| Some(((*path)?, text))) {
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    print!("{}", report.text());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn text_of(file: &Path) -> anyhow::Result<String> {

@@ -11,7 +11,8 @@
 //! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
 //! - [`run`]: from a seed to a verdict: faults, then healing and convergence;
 //! - [`vectors`]: histories with known answers through the same machines ([`cluster`]);
-//! - [`recorded`]: what people really did, replayed exactly.
+//! - [`recorded`]: what people really did, replayed exactly;
+//! - [`scenario`]: what a cluster's clients would see, told in a file.
 
 mod checks;
 pub mod clients;
@@ -23,8 +24,10 @@ pub mod oracle;
 pub mod recorded;
 mod requests;
 pub mod run;
+pub mod scenario;
 pub mod spec;
 pub mod trace;
 pub mod vectors;
+mod watch;
 pub mod workload;
 pub mod world;

@@ -50,6 +50,17 @@ enum Command {
         #[arg(long = "final", value_name = "FILE")]
         last: PathBuf,
     },
+    /// Run a scenario and report what its clients saw (docs/SCENARIOS.md).
+    Scenario {
+        /// The scenario, as TOML.
+        file: PathBuf,
+        /// Write the report as JSON, too.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Write the report as a page with charts, too.
+        #[arg(long)]
+        html: Option<PathBuf>,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -57,6 +68,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run { seeds, from } => Ok(run_seeds(from, seeds)),
         Command::Replay { seed, trace } => Ok(replay(seed, trace)),
         Command::Vectors { file } => play_vectors(&file),
+        Command::Scenario { file, json, html } => {
+            Ok(commands::scenario(&file, json.as_deref(), html.as_deref()))
+        }
         Command::Trace { file, last } => Ok(commands::trace(&file, &last)),
     }
 }

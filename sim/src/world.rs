@@ -29,6 +29,7 @@ use crate::oracle::{Commit, Oracle, Violation};
 use crate::requests::Requests;
 use crate::run::RunConfig;
 use crate::trace::Trace;
+use crate::watch::Told;
 use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
@@ -177,6 +178,8 @@ pub struct World {
     pub frames: u64,
     /// Commits acknowledged, for the report.
     pub acknowledged: u64,
+    /// What a watcher was not told yet, if there is one: nothing is judged then.
+    pub(crate) watched: Option<Vec<Told>>,
 }
 
 impl World {
@@ -198,6 +201,7 @@ impl World {
             requests: 0,
             frames: 0,
             acknowledged: 0,
+            watched: None,
         };
         for i in 0..config.places() {
             // The last place may be that of a copied process.
@@ -393,6 +397,7 @@ impl World {
 
     /// Runs groups of inputs through a node's machine until it waits for its disk or has nothing to do.
     fn work(&mut self, i: usize) -> Result<(), Violation> {
+        let judged = !self.is_watched();
         while self.nodes[i].group.is_none() {
             let now = self.now(i);
             let member = &mut self.nodes[i];
@@ -406,7 +411,7 @@ impl World {
             let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
             for input in member.inbox.drain(..member.group_max.min(member.inbox.len())) {
                 let asked = match &input {
-                    Input::Commit { request, writes, terms } => {
+                    Input::Commit { request, writes, terms } if judged => {
                         Some((*request, Ask { writes: writes.clone(), terms: terms.clone() }))
                     }
                     _ => None,
@@ -417,15 +422,25 @@ impl World {
                 });
                 let answered = effects.outputs.len();
                 node.handle(now, input, &member.disk, &mut effects).map_err(stopped)?;
-                let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
-                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
+                if judged {
+                    let step =
+                        Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
+                    step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
+                }
             }
             if due {
                 let answered = effects.outputs.len();
                 node.handle_timeout(now, &member.disk, &mut effects).map_err(stopped)?;
-                let step =
-                    Stepped { node, who: i, open: &member.open, written: &mut member.begun, before: None };
-                step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
+                if judged {
+                    let step = Stepped {
+                        node,
+                        who: i,
+                        open: &member.open,
+                        written: &mut member.begun,
+                        before: None,
+                    };
+                    step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
+                }
             }
             if effects.batch.is_empty() {
                 self.release(i, effects.outputs)?;
@@ -456,6 +471,7 @@ impl World {
             self.oracle.committed(commit)?;
         }
         self.nodes[i].disk.commit(group.effects.batch);
+        self.tell(Told::Durable(i));
         Ok(group.effects.outputs)
     }
 
@@ -475,6 +491,9 @@ impl World {
                     return Err(Violation::new(10, format!("n{i} closes its link to {peer}: {reason}")));
                 }
                 Output::Reply { request, .. } if self.ends(i, request) => {}
+                Output::Reply { request, reply } if self.is_watched() => {
+                    self.tell(Told::Answered(request, reply))
+                }
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
                 Output::Alarm(alarm) => self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}")),
             }
