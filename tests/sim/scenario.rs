@@ -107,6 +107,10 @@ fn one_file_is_one_report_in_every_form() {
     let (text, json, html) = first;
     let json: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((&json["version"], &json["regions"][1]["name"]), (&Value::from(1), &Value::from("us")));
+    let reference = include_str!("../../docs/SCENARIOS.md");
+    for member in json.as_object().expect("an object").keys() {
+        assert!(reference.contains(&format!("`{member}")), "docs/SCENARIOS.md does not tell of {member}");
+    }
     for part in ["What clients saw", "Stale reads", "Conflicts", "What links carried", "Time to converge"] {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }

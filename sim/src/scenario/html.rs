@@ -90,7 +90,7 @@ fn timelines(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "<h2>Reads that missed something</h2>")?;
     writeln!(
         out,
-        "<p class=\"note\">Reads in each {} that did not show a commit which a client in another region had already been told \
+        "<p class=\"note\">Reads in each {} that did not show a commit which a client elsewhere had already been told \
          of.</p>",
         shown_us(report.duration_us.div_ceil(report.timeline.len().max(1) as u64))
     )?;
@@ -180,7 +180,7 @@ fn staleness(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "<h2>Staleness</h2>")?;
     writeln!(
         out,
-        "<p><b>{}</b> of {} reads ({}) missed a commit that had been answered in another region.",
+        "<p><b>{}</b> of {} reads ({}) missed a commit that had been answered elsewhere.",
         reads.missed,
         reads.reads,
         shown_share(reads.missed, reads.reads)

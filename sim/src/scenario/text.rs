@@ -56,7 +56,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "\nStale reads")?;
     writeln!(
         out,
-        "  {} of {} reads ({}) missed a commit that had been answered in another region",
+        "  {} of {} reads ({}) missed a commit that had been answered elsewhere",
         reads.missed,
         reads.reads,
         shown_share(reads.missed, reads.reads)

@@ -63,7 +63,8 @@ pub(super) fn per_hour(text: &str) -> Result<u64, String> {
 /// Microseconds for people.
 pub(super) fn shown_us(us: u64) -> String {
     let (scale, unit) = match us {
-        0..1_000 => return format!("{us} µs"),
+        0 => return "0 s".into(),
+        1..1_000 => return format!("{us} µs"),
         1_000..1_000_000 => (1_000, "ms"),
         1_000_000..120_000_000 => (1_000_000, "s"),
         120_000_000..36_000_000_000 => (60_000_000, "min"),
