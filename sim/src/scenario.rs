@@ -9,11 +9,12 @@
 //! | `config`, `units`, `faults` | the file |
 //! | `requests`, `ycsb`, `workload` | what clients ask for |
 //! | `drive` | the run |
-//! | `measure`, `conflicts` | what is looked at |
+//! | `measure`, `conflicts`, `counters` | what is looked at |
 //! | [`report`], `text`, `html` | what is told of it |
 
 mod config;
 pub mod conflicts;
+mod counters;
 mod drive;
 mod faults;
 mod html;

@@ -77,6 +77,8 @@ fn a_dark_region_serves_nobody_and_catches_up() {
 fn likes_are_counted_and_fans_are_kept() {
     let report = shipped("celebrity.toml");
     assert!(report.end.agreed);
+    let [likes] = &report.counters[..] else { panic!("{:?}", report.counters) };
+    assert!(likes.increments > 500 && likes.at_the_end == Some(likes.sum) && !likes.uncertain, "{likes:?}");
     assert!(report.conflicts.concurrent_increments > 100 && report.conflicts.adds_kept > 0);
     assert!(
         report
@@ -160,11 +162,19 @@ fn a_trace_is_replayed_and_its_conflicts_are_told() {
             r#"{"time":"6 s","region":"us","method":"GET","path":"/v1/a/k"}"#,
             r#"{"time":"7 s","region":"eu","method":"GET","path":"/v1/a?prefix=y&limit=5"}"#,
             r#"{"time":"7 s","region":"us","method":"PATCH","path":"/v1/a/y%20z","body":{"ops":[{"op":"incr","field":"f","by":1}]}}"#,
+            r#"{"time":"10 s","region":"eu","method":"DELETE","path":"/v1/a/x"}"#,
+            r#"{"time":"10 s","region":"us","method":"PATCH","path":"/v1/a/x","body":{"ops":[{"op":"incr","field":"n","by":4}]}}"#,
             r#"{"time":"19 s","region":"eu","method":"GET","path":"/v1/a/k/t"}"#,
         ],
     );
     assert!(report.end.agreed);
-    assert_eq!((count(&report, "us", "write"), count(&report, "eu", "list")), ((3, 1, 0), (1, 0, 0)));
+    assert_eq!((count(&report, "us", "write"), count(&report, "eu", "list")), ((4, 1, 0), (1, 0, 0)));
+    let counters: Vec<_> = report.counters.iter().map(|counter| (counter.sum, counter.at_the_end)).collect();
+    assert_eq!(
+        (counters, report.conflicts.writes_kept),
+        (vec![(5, Some(4))], 1),
+        "a deletion takes what it saw"
+    );
     let refusal = report.clients.iter().find_map(|client| client.first_refusal.clone());
     assert!(refusal.is_some_and(|why| why.contains("is a flag here")));
     assert_eq!((report.reads.reads, report.reads.missed, report.reads.with_siblings), (3, 1, 1));
@@ -188,6 +198,7 @@ fn links_and_faults_do_what_is_told() {
                  [workload]\nrate = \"5/s\"\n[[workload.request]]\nmethod = \"PATCH\"\npath = \"/v1/a/{1..9}\"\n\
                  body = '{\"ops\":[{\"op\":\"incr\",\"field\":\"n\",\"by\":1}]}'\n";
     let report = scenario::run(chain, &no_file).unwrap_or_else(|error| panic!("{error}"));
+    assert!(report.counters.len() == 9 && report.counters.iter().all(|counter| counter.at_the_end.is_none()));
     assert!(!report.end.agreed && report.end.after_us.is_none(), "nothing heals the cut");
     assert!(report.end.lacking.iter().any(|(node, commits)| node == "ap/1" && *commits > 50));
     assert!(!report.links.iter().any(|link| (link.from.as_str(), link.to.as_str()) == ("eu", "ap")));

@@ -8,15 +8,17 @@ use godwit_core::context::VersionVector;
 use godwit_core::digest;
 use godwit_core::ids::PartitionId;
 use godwit_core::op::{Terms, Write};
+use godwit_core::read::{FieldView, Value};
 use godwit_core::rng::Rng;
 use godwit_proto::{Input, RequestId};
 
 use super::ScenarioError;
 use super::config::Scenario;
 use super::conflicts::Conflicts;
+use super::counters::{Counters, REPORTED_MAX};
 use super::faults::{Fault, Step};
 use super::measure::Measure;
-use super::report::{HealReport, Part, Report, Times};
+use super::report::{CounterReport, HealReport, Part, Report, Times};
 use super::workload::Workload;
 use crate::network::{Carried, NetworkConfig, pair};
 use crate::oracle::Violation;
@@ -83,6 +85,7 @@ pub(super) struct Drive {
     pub(super) names: Vec<String>,
     pub(super) measure: Measure,
     pub(super) conflicts: Conflicts,
+    counters: Counters,
     pub(super) seen: BTreeMap<(usize, &'static str), Seen>,
     pub(super) behind_us: Vec<u64>,
     pub(super) reads: u64,
@@ -116,7 +119,8 @@ pub(super) fn run(scenario: Scenario) -> Result<Report, ScenarioError> {
     }
     drive.live().map_err(failed)?;
     let agreed_us = drive.settle().map_err(failed)?;
-    Ok(drive.report(agreed_us))
+    let counters = drive.counted(agreed_us.is_some()).map_err(failed)?;
+    Ok(drive.report(agreed_us, counters))
 }
 
 impl Drive {
@@ -164,6 +168,7 @@ impl Drive {
             names: scenario.regions.iter().map(|region| region.name.clone()).collect(),
             measure: Measure::new(scenario.partitions, region_of.clone()),
             conflicts: Conflicts::default(),
+            counters: Counters::default(),
             seen: BTreeMap::new(),
             behind_us: Vec::new(),
             reads: 0,
@@ -373,6 +378,7 @@ impl Drive {
             .collect();
         for request in lost {
             if let Some(asked) = self.asked.remove(&request) {
+                self.counters.unanswered(&asked.writes);
                 self.close(asked.op, true);
             }
         }
@@ -394,6 +400,42 @@ impl Drive {
             converged_after_us: lacking.is_empty().then_some(0),
         };
         self.healing.push(Healing { report, all, lacking });
+    }
+
+    /// What counters hold at the end, against what clients were told. What was surely counted must be there, once.
+    fn counted(&self, agreed: bool) -> Result<Vec<CounterReport>, Violation> {
+        let reader = (0..self.region_of.len()).find(|&node| agreed && self.world.is_up(node));
+        let mut reports = Vec::new();
+        for (record, field, counted) in self.counters.all() {
+            let value = match reader {
+                Some(node) => {
+                    let views = self.views(node, record)?;
+                    let of_field = views.iter().filter(|view| view.field == *field);
+                    let counter = |view: &FieldView| {
+                        if let Value::Counter(sum) = view.value { Some(sum) } else { None }
+                    };
+                    Some(of_field.filter_map(counter).next().unwrap_or(0))
+                }
+                None => None,
+            };
+            let sum = counted.sum.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+            if let Some(value) = value.filter(|value| *value != sum && !counted.uncertain) {
+                let what =
+                    format!("{record} {field} is {value} at the end; increments of {sum} were answered");
+                return Err(Violation::new(5, what));
+            }
+            reports.push(CounterReport {
+                record: record.to_string(),
+                field: field.to_string(),
+                increments: counted.increments,
+                sum,
+                at_the_end: value,
+                uncertain: counted.uncertain,
+            });
+        }
+        reports.sort_by_key(|report| std::cmp::Reverse(report.increments));
+        reports.truncate(REPORTED_MAX);
+        Ok(reports)
     }
 
     /// Heals and what came of them.

@@ -63,6 +63,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     clients(out, report)?;
     staleness(out, report)?;
     conflicts(out, report)?;
+    counters(out, report)?;
     links(out, report)?;
     ends(out, report)?;
     writeln!(out, "<p class=\"note\">Trace digest <code>{}</code></p></body></html>", report.trace_digest)
@@ -266,6 +267,27 @@ fn conflicts(out: &mut String, report: &Report) -> std::fmt::Result {
         ]
     });
     table(out, &["record", "field", "won", "lost", "seen at"], 4, rows.collect())
+}
+
+fn counters(out: &mut String, report: &Report) -> std::fmt::Result {
+    if report.counters.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<h2>Counters</h2>")?;
+    writeln!(
+        out,
+        "<p class=\"note\">Increments that clients were told of, against the counter at the end. It may differ only where the \
+         counter was cleared, or a node crashed before it answered.</p>"
+    )?;
+    let rows = report.counters.iter().map(|counter| {
+        let end = counter.at_the_end.map_or("unknown".into(), |end| end.to_string());
+        let may = if counter.uncertain { "may differ" } else { "must be equal" };
+        let texts = [counter.record.clone(), counter.field.clone()];
+        let numbers = [counter.increments.to_string(), counter.sum.to_string(), end, may.to_string()];
+        texts.into_iter().chain(numbers).collect()
+    });
+    let head = ["record", "field", "increments answered", "their sum", "at the end", ""];
+    table(out, &head, 2, rows.collect())
 }
 
 fn links(out: &mut String, report: &Report) -> std::fmt::Result {

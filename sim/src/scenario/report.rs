@@ -54,6 +54,8 @@ pub struct Report {
     pub histogram: Vec<Bucket>,
     /// What met without having seen each other.
     pub conflicts: ConflictReport,
+    /// Counters, those with the most increments first.
+    pub counters: Vec<CounterReport>,
     /// What links carried.
     pub links: Vec<LinkReport>,
     /// How long agreement took after each heal and return.
@@ -181,6 +183,23 @@ pub struct ConflictReport {
     pub listed: Vec<Conflict>,
 }
 
+/// A counter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CounterReport {
+    /// The record.
+    pub record: String,
+    /// The field.
+    pub field: String,
+    /// Increments that were answered.
+    pub increments: u64,
+    /// Their sum, within the limits of an i64.
+    pub sum: i64,
+    /// The counter at the end, if all nodes agreed.
+    pub at_the_end: Option<i64>,
+    /// Whether it may differ: it was cleared, or a node crashed before it answered an increment.
+    pub uncertain: bool,
+}
+
 /// One direction of a link between regions, over all pairs of their nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LinkReport {
@@ -237,7 +256,7 @@ pub struct Part {
 
 impl Drive {
     /// Everything, once the run is over; `agreed_us` is how long agreement took after the last request.
-    pub(super) fn report(self, agreed_us: Option<u64>) -> Report {
+    pub(super) fn report(self, agreed_us: Option<u64>, counters: Vec<CounterReport>) -> Report {
         let scenario = &self.scenario;
         let names = &self.names;
         let regions = scenario.regions.iter().map(|region| RegionReport {
@@ -319,6 +338,7 @@ impl Drive {
                 concurrent_increments: self.conflicts.increments,
                 listed: self.conflicts.listed.clone(),
             },
+            counters,
             links,
             heals: self.heals(),
             end: EndReport { agreed: agreed_us.is_some(), after_us: agreed_us, lacking: self.lacking() },

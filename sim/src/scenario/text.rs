@@ -7,6 +7,8 @@ use super::units::{shown_bytes, shown_share, shown_us};
 
 /// Conflicts shown one by one.
 const CONFLICTS_SHOWN: usize = 10;
+/// Counters shown.
+const COUNTERS_SHOWN: usize = 5;
 const BAR_CHARS: u64 = 40;
 
 /// Writes the report. Lines end with a line's end, columns are padded.
@@ -122,6 +124,20 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     if conflicts.listed.len() > CONFLICTS_SHOWN {
         writeln!(out, "  … and more: the JSON report lists {}", conflicts.listed.len())?;
+    }
+
+    if !report.counters.is_empty() {
+        writeln!(out, "\nCounters")?;
+    }
+    for counter in report.counters.iter().take(COUNTERS_SHOWN) {
+        let end = counter.at_the_end.map_or("unknown".into(), |end| end.to_string());
+        let uncertain =
+            if counter.uncertain { " (it was cleared, or a node crashed before it answered)" } else { "" };
+        writeln!(
+            out,
+            "  {} {}: {} increments were answered, of {} in all; at the end it is {end}{uncertain}",
+            counter.record, counter.field, counter.increments, counter.sum
+        )?;
     }
 
     writeln!(out, "\nWhat links carried")?;

@@ -119,7 +119,7 @@ impl Drive {
         Ok(())
     }
 
-    fn views(&self, node: usize, record: &RecordId) -> Result<Vec<FieldView>, Violation> {
+    pub(super) fn views(&self, node: usize, record: &RecordId) -> Result<Vec<FieldView>, Violation> {
         match read::record(self.world.disk(node), self.scenario.partitions, record, READ_LIMITS) {
             Ok(views) => Ok(views),
             Err(read::ReadError::TooLarge { .. }) => Ok(Vec::new()),
@@ -198,6 +198,7 @@ impl Drive {
                 let (now_us, region) = (self.now_us(), self.open.get(&op).map_or(0, |open| open.region));
                 let made = Made { at_us: now_us, region, dot, context: &context };
                 self.conflicts.answered(made, &writes, &self.names);
+                self.counters.answered(&writes);
                 self.measure.answered(now_us, region, partition, dot, &writes);
             }
             Reply::Refused(error) => self.refuse(op, error.to_string()),
