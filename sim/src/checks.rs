@@ -7,7 +7,9 @@ use godwit_core::partition;
 use godwit_core::read::{self, PageLimits};
 use godwit_core::store::StoreError;
 
+use crate::draws::Of;
 use crate::oracle::{Commit, Violation};
+use crate::trace::What;
 use crate::workload;
 use crate::world::World;
 
@@ -59,10 +61,11 @@ impl World {
 
     /// The listing of all keys, in pages of a random size, names the records that exist.
     fn check_listing(&mut self, i: usize, expected: &[Key]) -> Result<(), Violation> {
+        let mut rng = self.draws.of(Of::Pages, &[i as u64, self.now_us]);
         let limits = PageLimits {
-            items_max: 1 + self.rng.below(4) as usize,
-            bytes_max: 1 + self.rng.below(8) as usize,
-            rows_max: 1 + self.rng.below(12) as usize,
+            items_max: 1 + rng.below(4) as usize,
+            bytes_max: 1 + rng.below(8) as usize,
+            rows_max: 1 + rng.below(12) as usize,
         };
         let (store, namespace) = (&self.nodes[i].disk, workload::namespace());
         let mut listed: Vec<Key> = Vec::new();
@@ -135,6 +138,22 @@ impl World {
             })?;
             Some(format!("n{i} does not know that it agrees with {open:?}"))
         })
+    }
+
+    /// Marks what a node's disk holds, so that a timeline can tell where views part.
+    pub(crate) fn mark_state(&mut self, i: usize) {
+        if !self.trace.keeps_marks() {
+            return;
+        }
+        let mut hasher = blake3::Hasher::new();
+        for id in (0..self.partitions).map(PartitionId) {
+            // A store that cannot be read is found out by the checks.
+            let context = partition::stored_context(&self.nodes[i].disk, id).unwrap_or_default();
+            hasher.update(&digest::partition(&self.nodes[i].disk, id, &context).unwrap_or_default());
+        }
+        let mut short = [0; 8];
+        short.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        self.trace.mark(self.now_us, || What::State { node: i, digest: u64::from_be_bytes(short) });
     }
 
     fn check_bounds(&self, i: usize) -> Result<(), Violation> {

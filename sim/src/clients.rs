@@ -10,21 +10,27 @@ use godwit_core::context::{Seen, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::op::{Terms, Write};
 use godwit_proto::{Input, Reply, RequestId};
+use serde::{Deserialize, Serialize};
 
+use crate::failure;
 use crate::judge::Asked;
+use crate::lines::WriteLine;
 use crate::oracle::Violation;
 use crate::spec::EventSet;
+use crate::trace::What;
 use crate::workload::{self, Ask};
 use crate::world::{ANSWER_US_MAX, World};
 
 /// What a client does.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Plan {
     /// It reads everything.
     Read,
     /// It writes.
     Write {
         /// What.
+        #[serde(with = "WriteLine")]
         writes: Vec<Write>,
         /// Whether it says what it has seen.
         says: bool,
@@ -144,6 +150,12 @@ impl World {
         let request = RequestId(self.requests);
         let Ask { writes, terms } = ask.clone();
         self.trace.line(self.now_us, format_args!("n{i} is asked {}: {writes:?}", request.0));
+        self.trace.mark(self.now_us, || What::Asked {
+            node: i,
+            request: request.0,
+            client,
+            writes: failure::in_words(&writes),
+        });
         if terms != Terms::default() {
             self.trace.line(self.now_us, format_args!("client {client:?}: {terms:?}"));
         }
@@ -155,11 +167,16 @@ impl World {
         let Some(asked) = self.nodes[i].open.remove(&request) else {
             return Err(Violation::new(5, format!("n{i} answers request {} twice", request.0)));
         };
-        let took = self.now_us - asked.since;
+        let took = self.now_us - self.waited_since(i, asked.since);
         if took > ANSWER_US_MAX {
             return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.ask)));
         }
         self.trace.line(self.now_us, format_args!("n{i} answers {}: {reply:?}", request.0));
+        self.trace.mark(self.now_us, || What::Answered {
+            node: i,
+            request: request.0,
+            answer: failure::answer_in_words(reply),
+        });
         let Reply::Committed { partition, commit, repeated, context } = reply else { return Ok(()) };
         let (id, dot) = (*partition, commit.map(|(dot, _)| dot));
         if let Some(dot) = dot {

@@ -10,10 +10,12 @@ use godwit_core::context::{Dot, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::partition;
 use godwit_core::store::MemStore;
-use godwit_proto::{Input, Node, RequestId};
+use godwit_proto::{Input, Node, NodeConfig, RequestId};
 
+use crate::draws::Of;
 use crate::network::pair;
 use crate::oracle::Violation;
+use crate::trace::What;
 use crate::world::{Event, World};
 
 /// Copies kept of a disk.
@@ -33,7 +35,7 @@ pub(crate) struct Image {
 
 impl World {
     pub(crate) fn start(&mut self, i: usize) -> Result<(), Violation> {
-        let seed = self.rng.draw();
+        let seed = self.draws.of(Of::Process, &[i as u64, self.nodes[i].life]).draw();
         let contexts = self.contexts(i)?;
         let member = &mut self.nodes[i];
         member.config.seed = seed;
@@ -49,6 +51,14 @@ impl World {
         member.stopping = None;
         member.node = Some(node);
         self.trace.line(self.now_us, format_args!("n{i} starts"));
+        self.synced_all(i);
+        let NodeConfig { node: name, region, .. } = &self.nodes[i].config;
+        self.trace.mark(self.now_us, || What::Started {
+            node: i,
+            name: name.clone(),
+            region: region.clone(),
+        });
+        self.mark_state(i);
         // What was due before is due now.
         self.at(0, Event::Timer(i));
         Ok(())
@@ -58,24 +68,29 @@ impl World {
         if !self.is_up(i) {
             return Ok(());
         }
-        let kept = self.rng.chance(1, 2);
+        let kept = self.draws.of(Of::LastBatch, &[i as u64, self.nodes[i].life]).chance(1, 2);
         self.trace.line(
             self.now_us,
             format_args!("n{i} crashes, its last batch is {}", if kept { "kept" } else { "lost" }),
         );
+        self.met("process killed");
         self.cease(i, kept)
     }
 
     /// The process is gone.
-    fn cease(&mut self, i: usize, kept: bool) -> Result<(), Violation> {
-        if let Some(group) = self.nodes[i].group.take()
-            && kept
-        {
-            // On the disk, and nobody was told: the commits happened.
-            self.persist(i, group)?;
+    pub(crate) fn cease(&mut self, i: usize, kept: bool) -> Result<(), Violation> {
+        if let Some(group) = self.nodes[i].group.take() {
+            self.met(if kept { "batch kept, its outputs lost" } else { "batch lost" });
+            if kept {
+                // On the disk, and nobody was told: the commits happened.
+                self.persist(i, group)?;
+            }
         }
+        self.trace.mark(self.now_us, || What::Ended { node: i });
         let member = &mut self.nodes[i];
         member.node = None;
+        member.trouble.stop();
+        member.ended.clear();
         member.inbox.clear();
         member.open.clear();
         member.stopping = None;
@@ -103,15 +118,17 @@ impl World {
             return false;
         };
         let life = self.nodes[i].life;
-        let after = self.rng.below(ENDING_US_MAX);
+        let after = self.draws.of(Of::Stopping, &[i as u64, life]).below(ENDING_US_MAX);
         self.at(after, Event::End { node: i, life, outage_us });
         true
     }
 
     pub(crate) fn end(&mut self, i: usize, outage_us: u64) -> Result<(), Violation> {
         self.trace.line(self.now_us, format_args!("n{i} ends"));
+        self.met("process stopped");
         self.cease(i, true)?;
         self.backup(i, true);
+        self.synced_all(i);
         self.at(outage_us, Event::Start(i));
         Ok(())
     }
@@ -122,6 +139,7 @@ impl World {
             return;
         }
         self.trace.line(self.now_us, format_args!("the disk of n{i} is copied"));
+        self.trace.mark(self.now_us, || What::Happened { node: i, what: "its disk is copied".to_string() });
         if member.images.len() == IMAGES_MAX {
             member.images.remove(0);
         }
@@ -136,20 +154,26 @@ impl World {
                 continue;
             }
             self.crash(i)?;
-            let image = self.nodes[i].images[self.rng.below(choices as u64) as usize].clone();
+            let mut rng = self.draws.of(Of::PutBack, &[i as u64, self.now_us]);
+            let image = self.nodes[i].images[rng.below(choices as u64) as usize].clone();
             // The shell notices that files were put elsewhere, not that a whole machine went back in time.
-            let same_place = self.rng.chance(2, 3);
+            let same_place = rng.chance(2, 3);
             self.trace.line(
                 self.now_us,
                 format_args!("the disk of n{i} goes back, clean {}, same place {same_place}", image.clean),
             );
+            self.met("disk put back");
+            self.trace.mark(self.now_us, || What::Happened {
+                node: i,
+                what: "an earlier copy of its disk is put back".to_string(),
+            });
             let member = &mut self.nodes[i];
             member.disk = image.disk;
             member.config.same_place = same_place;
             member.seen.clear();
             member.promised.clear();
             self.keys.forgotten_by(i);
-            let after = self.rng.below(PUT_BACK_US_MAX);
+            let after = rng.below(PUT_BACK_US_MAX);
             self.at(after, Event::Start(i));
         }
         self.something_was_lost()
@@ -161,16 +185,22 @@ impl World {
         if self.nodes[twin].takes_part || self.nodes[twin].name != self.nodes[i].name || twin == i {
             return Ok(());
         }
+        let mut rng = self.draws.of(Of::Copy, &[i as u64, self.now_us]);
         let clean = self.nodes[i].images.iter().rfind(|image| image.clean);
         let disk = match clean.cloned() {
-            Some(image) if self.rng.chance(1, 2) => image.disk,
+            Some(image) if rng.chance(1, 2) => image.disk,
             _ => self.nodes[i].disk.clone(),
         };
-        let same_place = self.rng.chance(1, 2);
+        let same_place = rng.chance(1, 2);
         self.trace.line(
             self.now_us,
             format_args!("n{twin} begins on a copy of the directory of n{i}, same place {same_place}"),
         );
+        self.met("directory copied");
+        self.trace.mark(self.now_us, || What::Happened {
+            node: twin,
+            what: format!("it begins on a copy of the directory of n{i}"),
+        });
         let member = &mut self.nodes[twin];
         member.disk = disk;
         member.config.same_place = same_place;
@@ -228,6 +258,11 @@ impl World {
 
     fn something_was_lost(&mut self) -> Result<(), Violation> {
         self.may_wait_for_ever = true;
+        self.owed_no_more()
+    }
+
+    /// What no disk holds any more is owed to nobody.
+    pub(crate) fn owed_no_more(&mut self) -> Result<(), Violation> {
         let mut held: BTreeMap<PartitionId, VersionVector> = BTreeMap::new();
         for i in (0..self.nodes.len()).filter(|&i| self.nodes[i].takes_part) {
             for (id, context) in self.contexts(i)? {

@@ -7,9 +7,12 @@
 //!
 //! - [`spec`]: the meaning of the types, as plain code over histories of events; shares nothing with the engine;
 //! - [`oracle`]: what must hold (DESIGN.md §5), checked while a run goes on;
-//! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
+//! - [`world`], [`network`] and [`faults`]: nodes, disks, clocks, links and what goes wrong with them;
 //! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
-//! - [`run`]: from a seed to a verdict: faults, then healing and convergence;
+//! - [`draw`], [`script`], [`config`]: from a seed to a script, which is all that comes from outside, with its times;
+//! - [`recording`]: scripts as files;
+//! - [`shrink`], [`failure`], [`timeline`]: a failure made short, in words, and as a picture;
+//! - [`run`]: from a script to a verdict: faults, then healing and convergence ([`draws`]: what the world leaves to chance);
 //! - [`vectors`]: histories with known answers through the same machines ([`cluster`]);
 //! - [`recorded`]: what people really did, replayed exactly;
 //! - [`scenario`]: what a cluster's clients would see, told in a file.
@@ -17,15 +20,26 @@
 mod checks;
 pub mod clients;
 pub mod cluster;
+pub mod config;
 mod disks;
+pub mod draw;
+pub mod draws;
+mod event;
+pub mod failure;
+pub mod faults;
 mod judge;
+mod lines;
 pub mod network;
 pub mod oracle;
 pub mod recorded;
+pub mod recording;
 mod requests;
 pub mod run;
 pub mod scenario;
+pub mod script;
+pub mod shrink;
 pub mod spec;
+pub mod timeline;
 pub mod trace;
 pub mod vectors;
 mod watch;

@@ -11,9 +11,13 @@
 use std::collections::BTreeMap;
 
 use godwit_core::rng::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::draws::{Draws, Of};
 
 /// What the network does, drawn from the seed. Times in microseconds, ratios in a thousand.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
     /// The least one-way latency.
     pub latency_us: u64,
@@ -29,12 +33,16 @@ pub struct NetworkConfig {
     pub doubled_of_1000: u64,
     /// Frames that overtake others.
     pub reordered_of_1000: u64,
+    /// Frames that are damaged, until faults end.
+    pub damaged_of_1000: u64,
     /// Links that are not like all others.
+    #[serde(with = "link_list")]
     pub links: BTreeMap<Pair, LinkConfig>,
 }
 
 /// One link, the same in both directions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LinkConfig {
     /// The least one-way latency, in microseconds.
     pub latency_us: u64,
@@ -72,6 +80,8 @@ pub fn pair(a: usize, b: usize) -> Pair {
 /// A frame under way.
 #[derive(Debug, Clone)]
 pub struct Frame {
+    /// Its number among all messages of the run.
+    pub number: u64,
     /// The sender.
     pub from: usize,
     /// The receiver.
@@ -80,11 +90,31 @@ pub struct Frame {
     pub link: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
+    /// Whether they are not those that were sent.
+    pub damaged: bool,
+}
+
+/// The index of a direction of a link.
+fn direction(from: usize, to: usize) -> usize {
+    usize::from(from > to)
+}
+
+/// Bytes that are no message. A transport that authenticates its packets hands up none of these; what it would never hand up
+/// in any case is a message that says something else, and that the protocol does not withstand.
+fn damaged(rng: &mut Rng, mut bytes: Vec<u8>) -> Vec<u8> {
+    match rng.below(3) {
+        0 => bytes.truncate(rng.below(bytes.len() as u64) as usize),
+        1 => bytes.extend((0..=rng.below(8)).map(|_| rng.draw() as u8)),
+        // No wire version, or no kind of message.
+        _ => bytes[0] ^= 0x80,
+    }
+    bytes
 }
 
 #[derive(Debug, Default)]
 struct Link {
-    cut: bool,
+    /// By direction.
+    cut: [bool; 2],
     sealed: bool,
     connection: Option<u64>,
     stalled: Vec<Frame>,
@@ -92,6 +122,10 @@ struct Link {
     arrivals: [u64; 2],
     /// Until when each direction is busy with what was sent before.
     busy: [u64; 2],
+    /// Frames sent in either direction.
+    sent: [u64; 2],
+    /// Connections so far.
+    connections: u64,
 }
 
 /// All links of a run.
@@ -102,6 +136,7 @@ pub struct Network {
     last_connection: u64,
     /// By sender and receiver.
     carried: BTreeMap<(usize, usize), Carried>,
+    met: BTreeMap<&'static str, u64>,
 }
 
 impl Network {
@@ -109,7 +144,7 @@ impl Network {
     pub fn new(config: NetworkConfig, nodes: usize) -> Self {
         let pairs = (0..nodes).flat_map(|b| (0..b).map(move |a| (a, b)));
         let links = pairs.map(|pair| (pair, Link::default())).collect();
-        Self { config, links, last_connection: 0, carried: BTreeMap::new() }
+        Self { config, links, last_connection: 0, carried: BTreeMap::new(), met: BTreeMap::new() }
     }
 
     /// What was carried from one node to another so far.
@@ -129,7 +164,7 @@ impl Network {
 
     /// Whether the link is cut.
     pub fn is_cut(&self, pair: Pair) -> bool {
-        self.links[&pair].cut
+        self.links[&pair].cut != [false; 2]
     }
 
     /// The connection between two nodes.
@@ -137,14 +172,21 @@ impl Network {
         self.links[&pair].connection
     }
 
+    /// How many connections a link has had.
+    pub fn connections(&self, pair: Pair) -> u64 {
+        self.links[&pair].connections
+    }
+
     /// Opens a connection, unless the link is cut or has one.
     pub fn connect(&mut self, pair: Pair) -> Option<u64> {
         let link = self.links.get_mut(&pair)?;
-        if link.cut || link.connection.is_some() {
+        if link.cut != [false; 2] || link.connection.is_some() {
             return None;
         }
         self.last_connection += 1;
-        *link = Link { connection: Some(self.last_connection), sealed: link.sealed, ..Link::default() };
+        let connection = Some(self.last_connection);
+        *link =
+            Link { connection, sealed: link.sealed, connections: link.connections + 1, ..Link::default() };
         link.connection
     }
 
@@ -170,49 +212,85 @@ impl Network {
     /// Cuts the link.
     pub fn cut(&mut self, pair: Pair) {
         if let Some(link) = self.links.get_mut(&pair) {
-            link.cut = true;
+            link.cut = [true; 2];
         }
+    }
+
+    /// Cuts one direction of the link.
+    pub fn cut_way(&mut self, from: usize, to: usize) {
+        if let Some(link) = self.links.get_mut(&pair(from, to)) {
+            link.cut[direction(from, to)] = true;
+        }
+    }
+
+    /// Faults end: frames are not damaged any more.
+    pub fn calm(&mut self) {
+        self.config.damaged_of_1000 = 0;
+    }
+
+    /// What happened to frames so far, by kind.
+    pub fn met(&self) -> &BTreeMap<&'static str, u64> {
+        &self.met
     }
 
     /// Heals the link; returns what was stalled.
     pub fn heal(&mut self, pair: Pair) -> Vec<Frame> {
         let Some(link) = self.links.get_mut(&pair) else { return Vec::new() };
-        link.cut = false;
+        link.cut = [false; 2];
         std::mem::take(&mut link.stalled)
     }
 
     /// Sends a frame; returns when copies of it arrive (none, one or two).
-    pub fn send(&mut self, rng: &mut Rng, now: u64, frame: Frame) -> Vec<(u64, Frame)> {
+    pub fn send(&mut self, draws: Draws, now: u64, frame: Frame) -> Vec<(u64, Frame)> {
         let config = &self.config;
         let between = pair(frame.from, frame.to);
         let Some(link) = self.links.get_mut(&between) else { return Vec::new() };
         if link.connection != Some(frame.link) {
             return Vec::new();
         }
-        if link.cut {
+        let direction = direction(frame.from, frame.to);
+        if link.cut[direction] {
             link.stalled.push(frame);
             return Vec::new();
         }
+        let mut met = |kind| *self.met.entry(kind).or_default() += 1;
+        let (a, b) = pair(frame.from, frame.to);
+        let name = [a as u64, b as u64, link.connections, direction as u64, link.sent[direction]];
+        let mut rng = draws.of(Of::Frame, &name);
+        link.sent[direction] += 1;
         if rng.chance(config.lost_of_1000, 1000) {
+            met("frame lost");
             return Vec::new();
         }
-        let direction = usize::from(frame.from > frame.to);
         let (latency_us, jitter_us) = match config.links.get(&between) {
             None => (config.latency_us, config.jitter_us),
             Some(own) => {
                 let begins = now.max(link.busy[direction]);
                 link.busy[direction] = begins + own.sending_us(frame.bytes.len());
-                let waits_us = link.busy[direction] - now + own.resending_us(rng, frame.bytes.len());
-                (own.latency_us + waits_us, own.jitter_us)
+                let resending_us = own.resending_us(&mut rng, frame.bytes.len());
+                if begins > now {
+                    met("frame held up by others");
+                }
+                if resending_us > 0 {
+                    met("frame sent again");
+                }
+                (own.latency_us + link.busy[direction] - now + resending_us, own.jitter_us)
             }
         };
         let mut arrives = now + latency_us + rng.below(jitter_us + 1);
         if !rng.chance(config.reordered_of_1000, 1000) {
             arrives = arrives.max(link.arrivals[direction]);
             link.arrivals[direction] = arrives;
+        } else if arrives < link.arrivals[direction] {
+            met("frame reordered");
+        }
+        if rng.chance(config.damaged_of_1000, 1000) {
+            met("frame damaged");
+            return vec![(arrives, Frame { bytes: damaged(&mut rng, frame.bytes), damaged: true, ..frame })];
         }
         let mut copies = vec![(arrives, frame.clone())];
         if rng.chance(config.doubled_of_1000, 1000) {
+            met("frame doubled");
             copies.push((arrives + rng.below(latency_us + 1), frame));
         }
         copies
@@ -224,7 +302,7 @@ impl Network {
         if link.connection != Some(frame.link) {
             return None;
         }
-        if link.cut {
+        if link.cut[direction(frame.from, frame.to)] {
             link.stalled.push(frame);
             return None;
         }
@@ -232,6 +310,25 @@ impl Network {
         carried.frames += 1;
         carried.bytes += frame.bytes.len() as u64;
         Some(frame)
+    }
+}
+
+/// How links of their own are written in a script: as a list, since a pair is no name.
+mod link_list {
+    use super::{BTreeMap, LinkConfig, Pair};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        links: &BTreeMap<Pair, LinkConfig>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        links.iter().collect::<Vec<_>>().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<Pair, LinkConfig>, D::Error> {
+        Vec::<(Pair, LinkConfig)>::deserialize(from).map(|links| links.into_iter().collect())
     }
 }
 
@@ -269,6 +366,7 @@ mod tests {
             lost_of_1000: 0,
             doubled_of_1000: 0,
             reordered_of_1000: 0,
+            damaged_of_1000: 0,
             links: BTreeMap::from([((0, 1), own)]),
         };
         let mut network = Network::new(config, 2);
@@ -277,9 +375,9 @@ mod tests {
     }
 
     fn arrivals(network: &mut Network, link: u64, bytes: usize, frames: usize) -> Vec<u64> {
-        let mut rng = Rng::new(1);
-        let frame = Frame { from: 0, to: 1, link, bytes: vec![0; bytes] };
-        (0..frames).flat_map(|_| network.send(&mut rng, 0, frame.clone())).map(|(at, _)| at).collect()
+        let draws = Draws::new(1);
+        let frame = Frame { number: 0, from: 0, to: 1, link, bytes: vec![0; bytes], damaged: false };
+        (0..frames).flat_map(|_| network.send(draws, 0, frame.clone())).map(|(at, _)| at).collect()
     }
 
     const FAR: LinkConfig =

@@ -24,7 +24,7 @@ impl World {
         self.watched.is_some()
     }
 
-    pub(crate) fn tell(&mut self, told: Told) {
+    pub(crate) fn tell_watcher(&mut self, told: Told) {
         if let Some(watched) = &mut self.watched {
             watched.push(told);
         }

@@ -20,9 +20,10 @@ use super::faults::{Fault, Step};
 use super::measure::Measure;
 use super::report::{CounterReport, HealReport, Part, Report, Times};
 use super::workload::Workload;
+use crate::config::RunConfig;
 use crate::network::{Carried, NetworkConfig, pair};
 use crate::oracle::Violation;
-use crate::run::RunConfig;
+use crate::trace::Watch;
 use crate::watch::Told;
 use crate::world::{Event, World};
 
@@ -130,6 +131,7 @@ impl Drive {
         let nodes = region_of.len();
         let mut config = RunConfig::calm(nodes);
         config.partitions = scenario.partitions;
+        config.regions = region_of.clone();
         config.fsync_us = region_of.iter().map(|region| scenario.regions[*region].fsync_us).collect();
         let mut absent = Vec::new();
         let mut links = BTreeMap::new();
@@ -151,9 +153,10 @@ impl Drive {
             lost_of_1000: 0,
             doubled_of_1000: 0,
             reordered_of_1000: 0,
+            damaged_of_1000: 0,
             links,
         };
-        let mut world = World::new(&config, Rng::new(scenario.seed), false)?;
+        let mut world = World::new(&config, scenario.seed, Watch::default())?;
         world.watch();
         for pair in absent {
             world.at(0, Event::Cut(pair));
