@@ -13,7 +13,9 @@
 //! - [`recording`]: scripts as files;
 //! - [`shrink`], [`failure`], [`timeline`]: a failure made short, in words, and as a picture;
 //! - [`run`]: from a script to a verdict: faults, then healing and convergence ([`draws`]: what the world leaves to chance);
-//! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
+//! - [`vectors`]: histories with known answers through the same machines ([`cluster`]);
+//! - [`recorded`]: what people really did, replayed exactly;
+//! - [`scenario`]: what a cluster's clients would see, told in a file.
 
 mod checks;
 pub mod clients;
@@ -29,14 +31,17 @@ mod judge;
 mod lines;
 pub mod network;
 pub mod oracle;
+pub mod recorded;
 pub mod recording;
 mod requests;
 pub mod run;
+pub mod scenario;
 pub mod script;
 pub mod shrink;
 pub mod spec;
 pub mod timeline;
 pub mod trace;
 pub mod vectors;
+mod watch;
 pub mod workload;
 pub mod world;

@@ -1,5 +1,7 @@
 //! `godwit-sim`: runs seeds, replays one or a recorded script, plays vectors. Reads files and prints; all else is in the library.
 
+mod commands;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +47,25 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Replay a recorded history, one replica a chain, and compare its end; exit with 1 if it differs.
+    Trace {
+        /// The history: a commit a line (`put`, `del`, `unset` of a map, or `add`, `rem` of a set).
+        file: PathBuf,
+        /// What it must end in: `{key: {field: value}}`, or an array of elements.
+        #[arg(long = "final", value_name = "FILE")]
+        last: PathBuf,
+    },
+    /// Run a scenario and report what its clients saw (docs/SCENARIOS.md).
+    Scenario {
+        /// The scenario, as TOML.
+        file: PathBuf,
+        /// Write the report as JSON, too.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Write the report as a page with charts, too.
+        #[arg(long)]
+        html: Option<PathBuf>,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -52,6 +73,10 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run { seeds, from, jobs, kept } => run_seeds(from, seeds, jobs, &kept),
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Vectors { file } => play_vectors(&file),
+        Command::Scenario { file, json, html } => {
+            Ok(commands::scenario(&file, json.as_deref(), html.as_deref()))
+        }
+        Command::Trace { file, last } => Ok(commands::trace(&file, &last)),
     }
 }
 

@@ -31,6 +31,7 @@ use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Oracle, Violation};
 use crate::requests::Requests;
 use crate::trace::{Trace, Watch, What};
+use crate::watch::Told;
 use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
@@ -123,6 +124,8 @@ pub struct World {
     pub frames: u64,
     /// Commits acknowledged, for the report.
     pub acknowledged: u64,
+    /// What a watcher was not told yet, if there is one: nothing is judged then.
+    pub(crate) watched: Option<Vec<Told>>,
     pub(crate) faults: Faults,
     /// Connections over which damaged frames came.
     pub(crate) damaged_links: BTreeSet<LinkId>,
@@ -148,6 +151,7 @@ impl World {
             requests: 0,
             frames: 0,
             acknowledged: 0,
+            watched: None,
             faults: Faults::new(),
             damaged_links: BTreeSet::new(),
         };
@@ -426,6 +430,7 @@ impl World {
 
     /// Fills the next group with what waits and fits in; whether there was anything.
     fn fill(&mut self, i: usize) -> Result<bool, Violation> {
+        let judged = !self.is_watched();
         let now = self.now(i);
         let member = &mut self.nodes[i];
         let room = member.room();
@@ -443,7 +448,7 @@ impl World {
         for (input, damaged) in member.inbox.drain(..room.min(member.inbox.len())) {
             *inputs += 1;
             let asked = match &input {
-                Input::Commit { request, writes, terms } => {
+                Input::Commit { request, writes, terms } if judged => {
                     Some((*request, Ask { writes: writes.clone(), terms: terms.clone() }))
                 }
                 _ => None,
@@ -465,15 +470,20 @@ impl World {
                 let wrote = effects.batch.bytes() != wrote;
                 Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
             }
-            let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
-            step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
+            if judged {
+                let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
+                step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
+            }
         }
         if due {
             *inputs += 1;
             let answered = effects.outputs.len();
             node.handle_timeout(now, &store, effects).map_err(stopped)?;
-            let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before: None };
-            step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
+            if judged {
+                let written = &mut member.begun;
+                let step = Stepped { node, who: i, open: &member.open, written, before: None };
+                step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
+            }
         }
         Ok(true)
     }
@@ -520,6 +530,7 @@ impl World {
             outcome.tell(&mut self.oracle)?;
         }
         self.nodes[i].disk.commit(group.effects.batch);
+        self.tell_watcher(Told::Durable(i));
         self.mark_state(i);
         Ok(group.effects.outputs)
     }
@@ -542,6 +553,9 @@ impl World {
                     return Err(Violation::new(10, format!("n{i} closes its link to {peer}: {reason}")));
                 }
                 Output::Reply { request, .. } if self.ends(i, request) => {}
+                Output::Reply { request, reply } if self.is_watched() => {
+                    self.tell_watcher(Told::Answered(request, reply))
+                }
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
                 Output::Alarm(alarm) => self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}")),
             }
