@@ -162,9 +162,7 @@ struct TuningLine {
     relay_wait_cut_us: u64,
     relay_retry_us: u64,
     relay_bytes: usize,
-    #[serde(default = "again_burst")]
     again_burst: u32,
-    #[serde(default = "again_every_us")]
     again_every_us: u64,
     pending_bytes_max: usize,
     push_commits_max: u64,
@@ -172,15 +170,6 @@ struct TuningLine {
     job_pause_us: u64,
     #[serde(with = "SizesLine")]
     sizes: Sizes,
-}
-
-// What scripts of before these settings meant.
-fn again_burst() -> u32 {
-    Tuning::default().again_burst
-}
-
-fn again_every_us() -> u64 {
-    Tuning::default().again_every_us
 }
 
 /// How [`Sizes`] are written in a script.
