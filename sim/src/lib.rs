@@ -22,6 +22,7 @@ pub mod oracle;
 mod requests;
 pub mod run;
 pub mod spec;
+mod stamps;
 pub mod trace;
 pub mod vectors;
 pub mod workload;

@@ -28,11 +28,14 @@ use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
 use crate::requests::Requests;
 use crate::run::RunConfig;
+use crate::stamps::Stamps;
 use crate::trace::Trace;
 use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
 pub(crate) const ANSWER_US_MAX: u64 = CONFIRM_WAIT_US + 1_000_000;
+/// Steps of all machines in one simulated microsecond: far more than frames and timers that may come together.
+const MOMENT_STEPS_MAX: u32 = 100_000;
 /// Wall time at the beginning, in milliseconds since 1970.
 const WALL_START_MS: u64 = 1_800_000_000_000;
 
@@ -168,9 +171,14 @@ pub struct World {
     pub(crate) network: Network,
     pub(crate) clients: Vec<Client>,
     pub(crate) keys: Requests,
+    stamps: Stamps,
+    /// The slowest clock that a node ever had, in milliseconds off.
+    slowest_ms: i64,
     /// Whether commits that wait for ever are allowed: what they depend on may have been lost with a disk.
     pub(crate) may_wait_for_ever: bool,
     queue: BTreeMap<(u64, u64), Event>,
+    /// The moment of the last step of a machine, and the steps in it before.
+    moment: (u64, u32),
     sequence: u64,
     pub(crate) requests: u64,
     /// Frames sent, for the report.
@@ -192,8 +200,11 @@ impl World {
             network: Network::new(config.network.clone(), config.places()),
             clients: vec![Client::default(); config.clients],
             keys: Requests::default(),
+            stamps: Stamps::default(),
+            slowest_ms: config.clock_offsets_ms.iter().copied().min().unwrap_or(0),
             may_wait_for_ever: false,
             queue: BTreeMap::new(),
+            moment: (0, 0),
             sequence: 0,
             requests: 0,
             frames: 0,
@@ -370,6 +381,7 @@ impl World {
             Event::ClockStep(i, ms) => {
                 self.trace.line(self.now_us, format_args!("n{i} clock steps to {ms} ms off"));
                 self.nodes[i].clock_offset_ms = ms;
+                self.slowest_ms = self.slowest_ms.min(ms);
                 Ok(())
             }
         }
@@ -391,9 +403,20 @@ impl World {
         Ok(())
     }
 
+    /// A machine that always has something to do at once would never let time pass.
+    fn check_rest(&mut self, i: usize) -> Result<(), Violation> {
+        let (at, steps) = self.moment;
+        self.moment = (self.now_us, if at == self.now_us { steps + 1 } else { 0 });
+        if steps < MOMENT_STEPS_MAX {
+            return Ok(());
+        }
+        Err(Violation::new(9, format!("n{i} and others take {steps} steps in one moment, and do not rest")))
+    }
+
     /// Runs groups of inputs through a node's machine until it waits for its disk or has nothing to do.
     fn work(&mut self, i: usize) -> Result<(), Violation> {
         while self.nodes[i].group.is_none() {
+            self.check_rest(i)?;
             let now = self.now(i);
             let member = &mut self.nodes[i];
             let Some(node) = &mut member.node else { return Ok(()) };
@@ -447,6 +470,8 @@ impl World {
     }
 
     pub(crate) fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
+        let drift_ms = self.nodes[i].config.max_clock_drift_ms;
+        let followed_ms = WALL_START_MS.saturating_add_signed(self.slowest_ms).saturating_add(drift_ms);
         for commit in &group.commits {
             if self.oracle.is_lost(commit.partition, commit.dot) {
                 self.check_name(commit)?;
@@ -454,6 +479,7 @@ impl World {
             }
             self.oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
             self.oracle.committed(commit)?;
+            self.stamps.committed(commit, followed_ms)?;
         }
         self.nodes[i].disk.commit(group.effects.batch);
         Ok(group.effects.outputs)
