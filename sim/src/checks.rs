@@ -7,6 +7,7 @@ use godwit_core::partition;
 use godwit_core::read::{self, PageLimits, ReadError, ReadLimits, Value};
 use godwit_core::store::StoreError;
 
+use crate::draws::Of;
 use crate::oracle::{Commit, Violation};
 use crate::workload;
 use crate::world::World;
@@ -60,10 +61,11 @@ impl World {
 
     /// The listing of all keys, in pages of a random size, names the records that exist.
     fn check_listing(&mut self, i: usize, expected: &[Key]) -> Result<(), Violation> {
+        let mut rng = self.draws.of(Of::Pages, &[i as u64, self.now_us]);
         let limits = PageLimits {
-            items_max: 1 + self.rng.below(4) as usize,
-            bytes_max: 1 + self.rng.below(8) as usize,
-            rows_max: 1 + self.rng.below(12) as usize,
+            items_max: 1 + rng.below(4) as usize,
+            bytes_max: 1 + rng.below(8) as usize,
+            rows_max: 1 + rng.below(12) as usize,
         };
         let (store, namespace) = (&self.nodes[i].disk, workload::namespace());
         let mut listed: Vec<Key> = Vec::new();
@@ -90,16 +92,18 @@ impl World {
 
     /// The pages of each set, of a random size, show the members that a read of its record shows.
     fn check_pages(&mut self, i: usize) -> Result<(), Violation> {
+        let mut rng = self.draws.of(Of::Members, &[i as u64, self.now_us]);
         let limits = PageLimits {
-            items_max: 1 + self.rng.below(3) as usize,
-            bytes_max: 1 + self.rng.below(4) as usize,
-            rows_max: 1 + self.rng.below(6) as usize,
+            items_max: 1 + rng.below(3) as usize,
+            bytes_max: 1 + rng.below(4) as usize,
+            rows_max: 1 + rng.below(6) as usize,
         };
         let (store, partitions) = (&self.nodes[i].disk, self.partitions);
         let broken = |error: ReadError| Violation::new(10, format!("n{i}: {error}"));
-        for (record, field) in workload::records().iter().flat_map(|record| {
-            workload::set_fields().into_iter().map(move |field| (record, field))
-        }) {
+        for (record, field) in workload::records()
+            .iter()
+            .flat_map(|record| workload::set_fields().into_iter().map(move |field| (record, field)))
+        {
             let views = read::field(store, partitions, record, &field, ReadLimits::NONE).map_err(broken)?;
             let members = views.into_iter().find_map(|view| match view.value {
                 Value::Set { members, .. } => Some(members),

@@ -10,21 +10,25 @@ use godwit_core::context::{Seen, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::op::{Terms, Write};
 use godwit_proto::{Input, Reply, RequestId};
+use serde::{Deserialize, Serialize};
 
 use crate::judge::Asked;
+use crate::lines::WriteLine;
 use crate::oracle::Violation;
 use crate::spec::EventSet;
 use crate::workload::{self, Ask};
 use crate::world::{ANSWER_US_MAX, World};
 
 /// What a client does.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Plan {
     /// It reads everything.
     Read,
     /// It writes.
     Write {
         /// What.
+        #[serde(with = "WriteLine")]
         writes: Vec<Write>,
         /// Whether it says what it has seen.
         says: bool,
@@ -133,19 +137,14 @@ impl World {
     }
 
     /// A client has seen more. Its token must not name what it has not seen: it would take that unseen.
-    fn sees(
-        &mut self,
-        who: usize,
-        id: PartitionId,
-        seen: &Seen,
-        events: &EventSet,
-    ) -> Result<(), Violation> {
+    fn sees(&mut self, who: usize, id: PartitionId, seen: &Seen, events: &EventSet) -> Result<(), Violation> {
         let client = &mut self.clients[who];
         let (token, known) = (client.tokens.entry(id).or_default(), client.events.entry(id).or_default());
         token.join(seen);
         known.union(events);
         if !self.oracle.seen(id, token)?.is_subset(known) {
-            let what = format!("the token of client {who} for partition {id} names what it has not seen: {token:?}");
+            let what =
+                format!("the token of client {who} for partition {id} names what it has not seen: {token:?}");
             return Err(Violation::new(7, what));
         }
         Ok(())

@@ -12,6 +12,7 @@ use godwit_core::partition;
 use godwit_core::store::MemStore;
 use godwit_proto::{Input, Node, RequestId};
 
+use crate::draws::Of;
 use crate::network::pair;
 use crate::oracle::Violation;
 use crate::world::{Event, World};
@@ -33,7 +34,7 @@ pub(crate) struct Image {
 
 impl World {
     pub(crate) fn start(&mut self, i: usize) -> Result<(), Violation> {
-        let seed = self.rng.draw();
+        let seed = self.draws.of(Of::Process, &[i as u64, self.nodes[i].life]).draw();
         let contexts = self.contexts(i)?;
         let member = &mut self.nodes[i];
         member.config.seed = seed;
@@ -58,7 +59,7 @@ impl World {
         if !self.is_up(i) {
             return Ok(());
         }
-        let kept = self.rng.chance(1, 2);
+        let kept = self.draws.of(Of::LastBatch, &[i as u64, self.nodes[i].life]).chance(1, 2);
         self.trace.line(
             self.now_us,
             format_args!("n{i} crashes, its last batch is {}", if kept { "kept" } else { "lost" }),
@@ -103,7 +104,7 @@ impl World {
             return false;
         };
         let life = self.nodes[i].life;
-        let after = self.rng.below(ENDING_US_MAX);
+        let after = self.draws.of(Of::Stopping, &[i as u64, life]).below(ENDING_US_MAX);
         self.at(after, Event::End { node: i, life, outage_us });
         true
     }
@@ -136,9 +137,10 @@ impl World {
                 continue;
             }
             self.crash(i)?;
-            let image = self.nodes[i].images[self.rng.below(choices as u64) as usize].clone();
+            let mut rng = self.draws.of(Of::PutBack, &[i as u64, self.now_us]);
+            let image = self.nodes[i].images[rng.below(choices as u64) as usize].clone();
             // The shell notices that files were put elsewhere, not that a whole machine went back in time.
-            let same_place = self.rng.chance(2, 3);
+            let same_place = rng.chance(2, 3);
             self.trace.line(
                 self.now_us,
                 format_args!("the disk of n{i} goes back, clean {}, same place {same_place}", image.clean),
@@ -149,7 +151,7 @@ impl World {
             member.seen.clear();
             member.promised.clear();
             self.keys.forgotten_by(i);
-            let after = self.rng.below(PUT_BACK_US_MAX);
+            let after = rng.below(PUT_BACK_US_MAX);
             self.at(after, Event::Start(i));
         }
         self.something_was_lost()
@@ -161,12 +163,13 @@ impl World {
         if self.nodes[twin].takes_part || self.nodes[twin].name != self.nodes[i].name || twin == i {
             return Ok(());
         }
+        let mut rng = self.draws.of(Of::Copy, &[i as u64, self.now_us]);
         let clean = self.nodes[i].images.iter().rfind(|image| image.clean);
         let disk = match clean.cloned() {
-            Some(image) if self.rng.chance(1, 2) => image.disk,
+            Some(image) if rng.chance(1, 2) => image.disk,
             _ => self.nodes[i].disk.clone(),
         };
-        let same_place = self.rng.chance(1, 2);
+        let same_place = rng.chance(1, 2);
         self.trace.line(
             self.now_us,
             format_args!("n{twin} begins on a copy of the directory of n{i}, same place {same_place}"),

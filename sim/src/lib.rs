@@ -9,18 +9,24 @@
 //! - [`oracle`]: what must hold (DESIGN.md §5), checked while a run goes on;
 //! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
 //! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
-//! - [`run`]: from a seed to a verdict: faults, then healing and convergence;
+//! - [`draw`], [`script`], [`config`]: from a seed to a script, which is all that comes from outside, with its times;
+//! - [`run`]: from a script to a verdict: faults, then healing and convergence ([`draws`]: what the world leaves to chance);
 //! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
 
 mod checks;
 pub mod clients;
 pub mod cluster;
+pub mod config;
 mod disks;
+pub mod draw;
+pub mod draws;
 mod judge;
+mod lines;
 pub mod network;
 pub mod oracle;
 mod requests;
 pub mod run;
+pub mod script;
 pub mod spec;
 mod stamps;
 pub mod trace;

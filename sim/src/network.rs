@@ -7,10 +7,13 @@
 
 use std::collections::BTreeMap;
 
-use godwit_core::rng::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::draws::{Draws, Of};
 
 /// What the network does, drawn from the seed. Times in microseconds, ratios in a thousand.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
     /// The least one-way latency.
     pub latency_us: u64,
@@ -57,6 +60,10 @@ struct Link {
     stalled: Vec<Frame>,
     /// When the last frame in either direction arrives, so that later ones do not overtake it.
     arrivals: [u64; 2],
+    /// Frames sent in either direction.
+    sent: [u64; 2],
+    /// Connections so far.
+    connections: u64,
 }
 
 /// All links of a run.
@@ -94,6 +101,11 @@ impl Network {
         self.links[&pair].connection
     }
 
+    /// How many connections a link has had.
+    pub fn connections(&self, pair: Pair) -> u64 {
+        self.links[&pair].connections
+    }
+
     /// Opens a connection, unless the link is cut or has one.
     pub fn connect(&mut self, pair: Pair) -> Option<u64> {
         let link = self.links.get_mut(&pair)?;
@@ -101,7 +113,9 @@ impl Network {
             return None;
         }
         self.last_connection += 1;
-        *link = Link { connection: Some(self.last_connection), sealed: link.sealed, ..Link::default() };
+        let connection = Some(self.last_connection);
+        *link =
+            Link { connection, sealed: link.sealed, connections: link.connections + 1, ..Link::default() };
         link.connection
     }
 
@@ -139,7 +153,7 @@ impl Network {
     }
 
     /// Sends a frame; returns when copies of it arrive (none, one or two).
-    pub fn send(&mut self, rng: &mut Rng, now: u64, frame: Frame) -> Vec<(u64, Frame)> {
+    pub fn send(&mut self, draws: Draws, now: u64, frame: Frame) -> Vec<(u64, Frame)> {
         let config = &self.config;
         let Some(link) = self.links.get_mut(&pair(frame.from, frame.to)) else { return Vec::new() };
         if link.connection != Some(frame.link) {
@@ -149,10 +163,14 @@ impl Network {
             link.stalled.push(frame);
             return Vec::new();
         }
+        let direction = usize::from(frame.from > frame.to);
+        let (a, b) = pair(frame.from, frame.to);
+        let name = [a as u64, b as u64, link.connections, direction as u64, link.sent[direction]];
+        let mut rng = draws.of(Of::Frame, &name);
+        link.sent[direction] += 1;
         if rng.chance(config.lost_of_1000, 1000) {
             return Vec::new();
         }
-        let direction = usize::from(frame.from > frame.to);
         let mut arrives = now + config.latency_us + rng.below(config.jitter_us + 1);
         if !rng.chance(config.reordered_of_1000, 1000) {
             arrives = arrives.max(link.arrivals[direction]);

@@ -1,39 +1,22 @@
-//! From a seed to a verdict.
+//! Playing a script, to a verdict.
 //!
-//! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then everything else.
-//! A run has two phases: faults and clients for some seconds; then every link heals, every node starts, clients are
-//! silent, and all nodes must have the same bytes, with everything that any client was told of, within
-//! [`CONVERGENCE_US_MAX`] (or [`CRAMPED_CONVERGENCE_US_MAX`]). In some runs only as many links heal as connect all nodes, so that relaying must do the rest;
-//! in some a client goes on writing to one partition until the others agree, so that no partition depends on silence
-//! elsewhere. All draws are integers, all rates are ratios.
+//! A run has two phases: faults and clients for some seconds, as the script says; then every link heals, every node starts,
+//! clients are silent, and all nodes must have the same bytes, with everything that any client was told of, within
+//! [`CONVERGENCE_US_MAX`](crate::config::CONVERGENCE_US_MAX) (or
+//! [`CRAMPED_CONVERGENCE_US_MAX`](crate::config::CRAMPED_CONVERGENCE_US_MAX)). In some runs only as many links heal as
+//! connect all nodes, so that relaying must do the rest; in some a client goes on writing to one partition until the others
+//! agree, so that no partition depends on silence elsewhere.
 
 use godwit_core::ids::PartitionId;
-use godwit_core::partition::Sizes;
-use godwit_core::rng::Rng;
-use godwit_proto::Tuning;
-use godwit_proto::message::{WIRE_OLDEST, WIRE_VERSION};
 
-use crate::clients::Plan;
-use crate::network::{NetworkConfig, Pair};
+use crate::config::RunConfig;
+use crate::draw;
+use crate::draws::Of;
+use crate::network::Pair;
 use crate::oracle::Violation;
+use crate::script::{Act, Script};
 use crate::workload::{self, Ask};
 use crate::world::{Event, World};
-
-/// Simulated time within which all nodes must agree after faults end: the longest wait of the protocol (resending), a
-/// few round trips of the slowest network drawn, and reconnecting.
-pub const CONVERGENCE_US_MAX: u64 = 60_000_000;
-
-/// The same in runs that drew less room for deltas that wait than all peers may have in flight, or a window of a few
-/// deltas on a network that loses frames within a connection: what finds no room, or is lost, is sent again only after
-/// seconds, a few deltas at a time. So it is where an answer to a request holds a few deltas, and a node whose disk was put
-/// back lacks many; and where nodes of the previous wire version wait for what only its origin can tell them.
-pub const CRAMPED_CONVERGENCE_US_MAX: u64 = 30 * CONVERGENCE_US_MAX;
-
-const SMALL_WINDOW_BYTES: usize = 10_000;
-const SMALL_ANSWER_BYTES: usize = 2_000;
-
-/// Idempotency keys that clients use: few, so that some are used twice for different requests.
-const KEYS: u64 = 60;
 
 /// How often agreement is looked at in the second phase.
 const LOOK_US: u64 = 50_000;
@@ -44,177 +27,6 @@ const SETTLED_INTERVALS: u64 = 8;
 
 /// How often that is looked at in runs where windows of idempotency keys end: nodes make commits then that nobody asked for.
 const SETTLED_LOOKS: u32 = 5;
-
-/// What a seed drew.
-#[derive(Debug, Clone)]
-pub struct RunConfig {
-    /// Nodes, each a region of its own.
-    pub nodes: usize,
-    /// Partitions.
-    pub partitions: u16,
-    /// Latencies and losses.
-    pub network: NetworkConfig,
-    /// Windows and waits of the protocol.
-    pub tuning: Tuning,
-    /// The time of an fsync, a node.
-    pub fsync_us: Vec<u64>,
-    /// The most inputs in a group.
-    pub group_max: usize,
-    /// Each node's clock at the beginning, in milliseconds off.
-    pub clock_offsets_ms: Vec<i64>,
-    /// How far ahead a remote stamp may be and still be followed.
-    pub max_clock_drift_ms: u64,
-    /// How long idempotency keys are remembered.
-    pub idempotency_window_ms: u64,
-    /// How long faults and clients go on.
-    pub active_us: u64,
-    /// The mean time between commits, over all nodes.
-    pub commit_every_us: u64,
-    /// The mean time between faults, if there are any.
-    pub fault_every_us: Option<u64>,
-    /// How long a cut or an outage lasts at most.
-    pub outage_us_max: u64,
-    /// Whether only links to the first node heal at the end.
-    pub star: bool,
-    /// Whether a client goes on writing to one partition.
-    pub busy: bool,
-    /// Clients that carry tokens and use idempotency keys.
-    pub clients: usize,
-    /// Whether windows of idempotency keys end while the run goes on.
-    pub windows_end: bool,
-    /// The newest wire version of each node.
-    pub wires: Vec<u8>,
-    /// Whether disks are put back.
-    pub rollbacks: bool,
-    /// The node whose directory is copied, for a second process under its name.
-    pub copied: Option<usize>,
-}
-
-impl RunConfig {
-    /// A cluster in which nothing goes wrong, as it is tuned by default: for histories told step by step.
-    pub fn calm(nodes: usize) -> Self {
-        Self {
-            nodes,
-            partitions: 2,
-            network: NetworkConfig {
-                latency_us: 1_000,
-                jitter_us: 0,
-                idle_us: 1_000_000,
-                connect_us: 10_000,
-                lost_of_1000: 0,
-                doubled_of_1000: 0,
-                reordered_of_1000: 0,
-            },
-            tuning: Tuning::default(),
-            fsync_us: vec![100; nodes],
-            group_max: 64,
-            clock_offsets_ms: vec![0; nodes],
-            max_clock_drift_ms: 60_000,
-            idempotency_window_ms: 86_400_000,
-            active_us: 0,
-            commit_every_us: 20_000,
-            fault_every_us: None,
-            outage_us_max: 1,
-            star: false,
-            busy: false,
-            clients: 0,
-            windows_end: false,
-            wires: vec![WIRE_VERSION; nodes],
-            rollbacks: false,
-            copied: None,
-        }
-    }
-
-    /// Draws a configuration.
-    pub fn draw(rng: &mut Rng) -> Self {
-        let nodes = 2 + rng.below(4) as usize;
-        let latency_us = 200 << rng.below(10);
-        let harsh = rng.chance(1, 3);
-        let idle_us = 500_000 + rng.below(10_000_000);
-        let network = NetworkConfig {
-            latency_us,
-            jitter_us: rng.below(latency_us),
-            idle_us,
-            connect_us: 10_000 + rng.below(300_000),
-            lost_of_1000: if harsh { rng.below(60) } else { 0 },
-            doubled_of_1000: if harsh { rng.below(60) } else { 0 },
-            reordered_of_1000: if harsh { rng.below(200) } else { 0 },
-        };
-        let tuning = Tuning {
-            contexts_delay_us: 1_000 << rng.below(8),
-            contexts_interval_us: 1_000_000 + rng.below(4_000_000),
-            window_bytes: 200 << rng.below(14),
-            chunk_bytes: 100 << rng.below(10),
-            resend_after_us: 2_000_000 + rng.below(4_000_000),
-            relay_wait_linked_us: 300_000 + rng.below(1_500_000),
-            relay_wait_cut_us: 5_000 + rng.below(200_000),
-            relay_retry_us: 500_000 + rng.below(3_000_000),
-            relay_bytes: 100 << rng.below(12),
-            pending_bytes_max: 1_000 << rng.below(14),
-            push_commits_max: 1 << rng.below(8),
-            job_delay_us: 1_000 << rng.below(10),
-            job_pause_us: 1_000 << rng.below(6),
-            sizes: Sizes {
-                checkpoint_entries: 1 + rng.below(20),
-                clear_rows: rng.below(4) as usize,
-                sweep_rows: 1 + rng.below(3) as usize,
-            },
-        };
-        let old = rng.chance(1, 8);
-        let wire = |rng: &mut Rng| if old && rng.chance(1, 2) { WIRE_OLDEST } else { WIRE_VERSION };
-        let wires = (0..nodes).map(|_| wire(rng)).collect();
-        let copied = (!old && rng.chance(1, 6)).then(|| rng.below(nodes as u64) as usize);
-        // Not both: a member that runs twice can confirm two processes of a node that was put back.
-        let rollbacks = !old && copied.is_none() && rng.chance(1, 3);
-        let windows_end = rng.chance(1, 3);
-        let window_ms = if windows_end { 1_000 << rng.below(5) } else { 86_400_000 };
-        Self {
-            clients: rng.below(4) as usize,
-            windows_end,
-            wires,
-            rollbacks,
-            copied,
-            partitions: 1 + rng.below(3) as u16,
-            network,
-            tuning,
-            fsync_us: (0..nodes).map(|_| 100 << rng.below(8)).collect(),
-            group_max: 1 << rng.below(7),
-            clock_offsets_ms: (0..nodes).map(|_| offset(rng)).collect(),
-            max_clock_drift_ms: 1 << rng.below(20),
-            idempotency_window_ms: window_ms,
-            active_us: 5_000_000 + rng.below(25_000_000),
-            commit_every_us: 20_000 << rng.below(5),
-            fault_every_us: rng.chance(9, 10).then(|| 200_000 << rng.below(5)),
-            outage_us_max: 200_000 << rng.below(7),
-            star: !old && copied.is_none() && rng.chance(1, 4),
-            busy: rng.chance(1, 4),
-            nodes,
-        }
-    }
-}
-
-impl RunConfig {
-    /// Places for processes: one a node, and one more for a copied one.
-    pub fn places(&self) -> usize {
-        self.nodes + usize::from(self.copied.is_some())
-    }
-
-    /// Whether some nodes speak the previous wire version.
-    pub fn has_old(&self) -> bool {
-        self.wires.iter().any(|wire| *wire < WIRE_VERSION)
-    }
-
-    fn convergence_us_max(&self) -> u64 {
-        let tuning = &self.tuning;
-        // A waiting delta costs several times what a small one does in a window.
-        let in_flight = (self.nodes - 1) * (tuning.window_bytes + tuning.chunk_bytes) * 4;
-        let lossy_and_small = self.network.lost_of_1000 > 0 && tuning.window_bytes < SMALL_WINDOW_BYTES;
-        let few_a_request = tuning.relay_bytes < SMALL_ANSWER_BYTES;
-        let cramped =
-            tuning.pending_bytes_max < in_flight || lossy_and_small || few_a_request || self.has_old();
-        if cramped { CRAMPED_CONVERGENCE_US_MAX } else { CONVERGENCE_US_MAX }
-    }
-}
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,20 +55,24 @@ pub struct RunReport {
 
 /// Runs a seed; `print` shows the trace.
 pub fn run(seed: u64, print: bool) -> RunReport {
-    let mut rng = Rng::new(seed);
-    let config = RunConfig::draw(&mut rng);
-    let mut world = match World::new(&config, rng, print) {
+    play(&draw::draw(seed), print)
+}
+
+/// Plays a script; `print` shows the trace.
+pub fn play(script: &Script, print: bool) -> RunReport {
+    let Script { seed, config, .. } = script;
+    let mut world = match World::new(config, *seed, print) {
         Ok(world) => world,
         // Fresh nodes on empty disks: only a broken build gets here.
-        Err(violation) => return failed_to_begin(seed, violation),
+        Err(violation) => return failed_to_begin(*seed, violation),
     };
     world.trace.line(0, format_args!("{config:?}"));
-    let verdict = live(&mut world, &config);
+    let verdict = live(&mut world, script);
     if let Err(violation) = &verdict {
         world.trace.line(world.now_us, format_args!("VIOLATION of {violation}"));
     }
     RunReport {
-        seed,
+        seed: *seed,
         digest: world.trace.digest(),
         simulated_us: world.now_us,
         events: world.trace.lines(),
@@ -269,60 +85,45 @@ pub fn run(seed: u64, print: bool) -> RunReport {
     }
 }
 
-fn live(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
-    let mut next_commit = 0;
-    let mut next_fault = config.fault_every_us.map(|every| world.rng.below(2 * every));
-    while world.now_us < config.active_us {
-        let until = next_fault.unwrap_or(u64::MAX).min(next_commit).min(config.active_us);
-        if world.advance(until)? {
-            continue;
-        }
-        if world.now_us == next_commit {
-            something(world, config);
-            if world.rng.chance(1, 3) {
-                let reader = world.rng.below(config.places() as u64) as usize;
-                world.at(0, Event::Check(reader));
-            }
-            next_commit += 1 + world.rng.below(2 * config.commit_every_us);
-        }
-        if next_fault == Some(world.now_us) {
-            fault(world, config);
-            next_fault = config.fault_every_us.map(|every| world.now_us + 1 + world.rng.below(2 * every));
-        }
+fn live(world: &mut World, script: &Script) -> Result<u64, Violation> {
+    for step in &script.steps {
+        while world.advance(step.at_us)? {}
+        act(world, &step.act);
     }
-    converge(world, config)
+    while world.advance(script.config.active_us)? {}
+    converge(world, &script.config)
 }
 
-/// A client does something.
-fn something(world: &mut World, config: &RunConfig) {
-    let node = world.rng.below(config.places() as u64) as usize;
-    let mut writes = workload::commit(&mut world.rng, config.partitions);
-    if config.windows_end {
-        workload::without_deletions(&mut writes);
-    }
-    if world.rng.chance(1, 12) {
-        let field = world.rng.pick(&workload::set_fields()).clone();
-        let record = world.rng.pick(&workload::records()).clone();
-        world.at(0, Event::Count(node, record, field));
-    }
-    if config.clients == 0 || world.rng.chance(1, 3) {
-        let ask = Ask { writes, ..Ask::default() };
-        return world.at(0, Event::Client(node, ask));
-    }
-    let client = world.rng.below(config.clients as u64) as usize;
-    let keyed = !config.has_old() && world.rng.chance(1, 3);
-    let says = world.rng.chance(1, 2);
-    let plan = match world.rng.below(6) {
-        0..=1 => Plan::Read,
-        // Where windows end, a key is used once: a retry after its window would be another request.
-        2..=3 if keyed && !config.windows_end => Plan::Retry,
-        _ if keyed && config.windows_end => {
-            let key = Some(world.now_us);
-            Plan::Write { writes: workload::commit_once(&mut world.rng), says, key }
+/// Lets something happen, with all that follows from it in time.
+fn act(world: &mut World, act: &Act) {
+    match act.clone() {
+        Act::Commit { node, writes } => {
+            world.at(0, Event::Client(node, Ask { writes, ..Ask::default() }));
         }
-        _ => Plan::Write { writes, says, key: keyed.then(|| world.rng.below(KEYS)) },
-    };
-    world.at(0, Event::Session { client, node, plan });
+        Act::Session { client, node, plan } => world.at(0, Event::Session { client, node, plan }),
+        Act::Count { node, record, field } => world.at(0, Event::Count(node, record, field)),
+        Act::Check { node } => world.at(0, Event::Check(node)),
+        Act::Cut { link, for_us } => {
+            world.at(0, Event::Cut(link));
+            world.at(for_us, Event::Heal(link));
+        }
+        Act::Isolate { node, for_us } => {
+            for link in world.pairs().into_iter().filter(|link| link.0 == node || link.1 == node) {
+                world.at(0, Event::Cut(link));
+                world.at(for_us, Event::Heal(link));
+            }
+        }
+        Act::Reset { link } => world.at(0, Event::Reset(link)),
+        Act::Crash { node, for_us } => {
+            world.at(0, Event::Crash(node));
+            world.at(for_us, Event::Start(node));
+        }
+        Act::Stop { node, for_us } => world.at(0, Event::Stop(node, for_us)),
+        Act::Clock { node, offset_ms } => world.at(0, Event::ClockStep(node, offset_ms)),
+        Act::Backup { node } => world.at(0, Event::Backup(node)),
+        Act::Rollback { nodes } => world.at(0, Event::Rollback(nodes)),
+        Act::Copy { node } => world.at(0, Event::Copy(node)),
+    }
 }
 
 /// Ends all faults and demands agreement.
@@ -338,7 +139,7 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
     if let Some(copied) = config.copied {
         // One of the two is stopped for good, and the other one begins anew: peers may refuse it as the later one.
         let twin = config.nodes;
-        let (one, other) = if world.rng.chance(1, 2) { (copied, twin) } else { (twin, copied) };
+        let (one, other) = if config.copy_ends { (twin, copied) } else { (copied, twin) };
         if world.is_up(twin) {
             world.at(0, Event::Retire(one));
             world.at(0, Event::Crash(other));
@@ -347,14 +148,12 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
     for node in 0..world.node_count() {
         world.at(0, Event::Start(node));
     }
-    let busy = config.busy.then(|| {
-        let records = workload::records();
-        world.rng.pick(&records).clone()
-    });
-    if let Some(record) = &busy {
+    if let Some(record) = config.busy.map(|busy| workload::records()[busy].clone()) {
         let home = record.partition(config.partitions);
+        let mut looks = 0;
         agree(world, began + config.convergence_us_max(), Some(home), |world| {
-            let mut writes = workload::commit_to(&mut world.rng, record);
+            let mut writes = workload::commit_to(&mut world.draws.of(Of::Busy, &[looks]), &record);
+            looks += 1;
             if config.windows_end {
                 workload::without_deletions(&mut writes);
             }
@@ -398,7 +197,7 @@ fn agree(
     world: &mut World,
     deadline: u64,
     busy: Option<PartitionId>,
-    meanwhile: impl Fn(&mut World),
+    mut meanwhile: impl FnMut(&mut World),
 ) -> Result<(), Violation> {
     loop {
         meanwhile(world);
@@ -412,55 +211,6 @@ fn agree(
             Some(_) => {}
         }
     }
-}
-
-fn fault(world: &mut World, config: &RunConfig) {
-    let outage = 1 + world.rng.below(config.outage_us_max);
-    let node = world.rng.below(config.nodes as u64) as usize;
-    let pairs = world.pairs();
-    let pair = *world.rng.pick(&pairs);
-    if config.rollbacks && world.rng.chance(1, 4) {
-        return match world.rng.below(5) {
-            0..=1 => world.at(0, Event::Backup(node)),
-            2..=3 => world.at(0, Event::Rollback(vec![node])),
-            _ => {
-                let nodes = (0..config.nodes).filter(|_| world.rng.chance(1, 2)).collect();
-                world.at(0, Event::Rollback(nodes));
-            }
-        };
-    }
-    if let Some(copied) = config.copied.filter(|_| world.rng.chance(1, 8)) {
-        return world.at(0, Event::Copy(copied));
-    }
-    match world.rng.below(12) {
-        0..=2 => {
-            world.at(0, Event::Cut(pair));
-            world.at(outage, Event::Heal(pair));
-        }
-        // A whole region is cut off.
-        3..=4 => {
-            for pair in pairs.into_iter().filter(|pair| pair.0 == node || pair.1 == node) {
-                world.at(0, Event::Cut(pair));
-                world.at(outage, Event::Heal(pair));
-            }
-        }
-        5 => world.at(0, Event::Reset(pair)),
-        6..=8 => {
-            world.at(0, Event::Crash(node));
-            world.at(outage, Event::Start(node));
-        }
-        9..=10 => world.at(0, Event::Stop(node, outage)),
-        _ => {
-            let ms = offset(&mut world.rng);
-            world.at(0, Event::ClockStep(node, ms));
-        }
-    }
-}
-
-/// How far off a clock is: mostly little, sometimes hours.
-fn offset(rng: &mut Rng) -> i64 {
-    let most = *rng.pick(&[1i64, 50, 2_000, 3_600_000]);
-    rng.below(2 * most as u64 + 1) as i64 - most
 }
 
 fn failed_to_begin(seed: u64, violation: Violation) -> RunReport {

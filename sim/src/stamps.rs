@@ -27,7 +27,8 @@ impl Stamps {
         if let Some(hlc) = commit.hlc {
             let seen = self.greatest_of(*partition, saw);
             if hlc <= seen && seen.millis() <= followed_ms {
-                let what = format!("the stamp {hlc:?} of {dot} is not after {seen:?}, which its node had seen");
+                let what =
+                    format!("the stamp {hlc:?} of {dot} is not after {seen:?}, which its node had seen");
                 return Err(Violation::new(2, what));
             }
         }

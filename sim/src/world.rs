@@ -14,7 +14,6 @@ use godwit_core::context::VersionVector;
 use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::Limits;
-use godwit_core::rng::Rng;
 use godwit_core::row::FieldType;
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
@@ -22,12 +21,13 @@ use godwit_proto::incarnation::CONFIRM_WAIT_US;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, RequestId};
 
 use crate::clients::{Client, Plan};
+use crate::config::RunConfig;
 use crate::disks::Image;
+use crate::draws::{Draws, Of};
 use crate::judge::{Asked, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
 use crate::requests::Requests;
-use crate::run::RunConfig;
 use crate::stamps::Stamps;
 use crate::trace::Trace;
 use crate::workload::Ask;
@@ -160,8 +160,8 @@ pub(crate) struct Group {
 pub struct World {
     /// Simulated microseconds since the beginning.
     pub now_us: u64,
-    /// The draws of the run.
-    pub rng: Rng,
+    /// What is left to chance.
+    pub draws: Draws,
     /// What happened.
     pub trace: Trace,
     /// What must hold.
@@ -189,10 +189,10 @@ pub struct World {
 
 impl World {
     /// A world at its beginning: all nodes start, all links work.
-    pub fn new(config: &RunConfig, rng: Rng, print: bool) -> Result<Self, Violation> {
+    pub fn new(config: &RunConfig, seed: u64, print: bool) -> Result<Self, Violation> {
         let mut world = Self {
             now_us: 0,
-            rng,
+            draws: Draws::new(seed),
             trace: Trace::new(print),
             oracle: Oracle::default(),
             partitions: config.partitions,
@@ -538,7 +538,7 @@ impl World {
 
     fn transmit(&mut self, frame: Frame) {
         self.frames += 1;
-        for (arrives, copy) in self.network.send(&mut self.rng, self.now_us, frame) {
+        for (arrives, copy) in self.network.send(self.draws, self.now_us, frame) {
             self.at(arrives - self.now_us, Event::Arrival(copy));
         }
     }
@@ -562,12 +562,15 @@ impl World {
     /// Ends a connection: each side that is up learns of it in its own time, and a new one is tried.
     pub(crate) fn disconnect(&mut self, (a, b): Pair) {
         let Some(link) = self.network.disconnect((a, b)) else { return };
+        let nth = self.network.connections((a, b));
         let (idle, connect) = (self.network.config().idle_us, self.network.config().connect_us);
         for (node, peer) in [(a, b), (b, a)] {
-            let after = self.rng.below(idle / 4 + 1);
+            let name = [node as u64, peer as u64, nth];
+            let after = self.draws.of(Of::Ending, &name).below(idle / 4 + 1);
             self.at(after, Event::Down { node, peer, link });
         }
-        let after = connect + self.rng.below(connect + 1);
+        let mut rng = self.draws.of(Of::Reconnecting, &[a as u64, b as u64, nth]);
+        let after = connect + rng.below(connect + 1);
         self.at(after, Event::Connect((a, b)));
     }
 

@@ -1,0 +1,222 @@
+//! From a seed to a script: everything that comes from outside, drawn up front without a look at the world.
+//!
+//! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then commits and faults in
+//! the order of their times. All draws are integers, all rates are ratios.
+
+use godwit_core::partition::Sizes;
+use godwit_core::rng::Rng;
+use godwit_proto::Tuning;
+use godwit_proto::message::{WIRE_OLDEST, WIRE_VERSION};
+
+use crate::clients::Plan;
+use crate::config::RunConfig;
+use crate::network::NetworkConfig;
+use crate::script::{Act, Script, Step};
+use crate::workload;
+
+/// Idempotency keys that clients use: few, so that some are used twice for different requests.
+const KEYS: u64 = 60;
+
+/// How often things happen; needed for drawing only.
+#[derive(Debug)]
+struct Rates {
+    /// The mean time between commits, over all nodes.
+    commit_every_us: u64,
+    /// The mean time between faults, if there are any.
+    fault_every_us: Option<u64>,
+    /// How long a cut or an outage lasts at most.
+    outage_us_max: u64,
+    /// Whether disks are put back.
+    rollbacks: bool,
+}
+
+/// Draws a script.
+pub fn draw(seed: u64) -> Script {
+    let mut rng = Rng::new(seed);
+    let (config, rates) = configuration(&mut rng);
+    let mut drawer = Drawer { rng, config, rates, steps: Vec::new() };
+    drawer.draw_steps();
+    Script { seed, config: drawer.config, steps: drawer.steps }
+}
+
+fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
+    let nodes = 2 + rng.below(4) as usize;
+    let latency_us = 200 << rng.below(10);
+    let harsh = rng.chance(1, 3);
+    let idle_us = 500_000 + rng.below(10_000_000);
+    let network = NetworkConfig {
+        latency_us,
+        jitter_us: rng.below(latency_us),
+        idle_us,
+        connect_us: 10_000 + rng.below(300_000),
+        lost_of_1000: if harsh { rng.below(60) } else { 0 },
+        doubled_of_1000: if harsh { rng.below(60) } else { 0 },
+        reordered_of_1000: if harsh { rng.below(200) } else { 0 },
+    };
+    let tuning = Tuning {
+        contexts_delay_us: 1_000 << rng.below(8),
+        contexts_interval_us: 1_000_000 + rng.below(4_000_000),
+        window_bytes: 200 << rng.below(14),
+        chunk_bytes: 100 << rng.below(10),
+        resend_after_us: 2_000_000 + rng.below(4_000_000),
+        relay_wait_linked_us: 300_000 + rng.below(1_500_000),
+        relay_wait_cut_us: 5_000 + rng.below(200_000),
+        relay_retry_us: 500_000 + rng.below(3_000_000),
+        relay_bytes: 100 << rng.below(12),
+        pending_bytes_max: 1_000 << rng.below(14),
+        push_commits_max: 1 << rng.below(8),
+        job_delay_us: 1_000 << rng.below(10),
+        job_pause_us: 1_000 << rng.below(6),
+        sizes: Sizes {
+            checkpoint_entries: 1 + rng.below(20),
+            clear_rows: rng.below(4) as usize,
+            sweep_rows: 1 + rng.below(3) as usize,
+        },
+    };
+    let old = rng.chance(1, 8);
+    let wire = |rng: &mut Rng| if old && rng.chance(1, 2) { WIRE_OLDEST } else { WIRE_VERSION };
+    let wires = (0..nodes).map(|_| wire(rng)).collect();
+    let copied = (!old && rng.chance(1, 6)).then(|| rng.below(nodes as u64) as usize);
+    // Not both: a member that runs twice can confirm two processes of a node that was put back.
+    let rollbacks = !old && copied.is_none() && rng.chance(1, 3);
+    let windows_end = rng.chance(1, 3);
+    let window_ms = if windows_end { 1_000 << rng.below(5) } else { 86_400_000 };
+    let rates = Rates {
+        commit_every_us: 20_000 << rng.below(5),
+        fault_every_us: rng.chance(9, 10).then(|| 200_000 << rng.below(5)),
+        outage_us_max: 200_000 << rng.below(7),
+        rollbacks,
+    };
+    let config = RunConfig {
+        clients: rng.below(4) as usize,
+        windows_end,
+        wires,
+        copied,
+        copy_ends: rng.chance(1, 2),
+        partitions: 1 + rng.below(3) as u16,
+        network,
+        tuning,
+        fsync_us: (0..nodes).map(|_| 100 << rng.below(8)).collect(),
+        group_max: 1 << rng.below(7),
+        clock_offsets_ms: (0..nodes).map(|_| offset_ms(rng)).collect(),
+        max_clock_drift_ms: 1 << rng.below(20),
+        idempotency_window_ms: window_ms,
+        active_us: 5_000_000 + rng.below(25_000_000),
+        star: !old && copied.is_none() && rng.chance(1, 4),
+        busy: rng.chance(1, 4).then(|| rng.below(workload::records().len() as u64) as usize),
+        nodes,
+    };
+    (config, rates)
+}
+
+struct Drawer {
+    rng: Rng,
+    config: RunConfig,
+    rates: Rates,
+    steps: Vec<Step>,
+}
+
+impl Drawer {
+    fn draw_steps(&mut self) {
+        let mut next_commit = 0;
+        let mut next_fault = self.rates.fault_every_us.map(|every| self.rng.below(2 * every));
+        loop {
+            let now = next_fault.unwrap_or(u64::MAX).min(next_commit);
+            if now >= self.config.active_us {
+                return;
+            }
+            if now == next_commit {
+                self.something(now);
+                next_commit += 1 + self.rng.below(2 * self.rates.commit_every_us);
+            }
+            if next_fault == Some(now) {
+                if let Some(act) = self.fault() {
+                    self.step(now, act);
+                }
+                next_fault = self.rates.fault_every_us.map(|every| now + 1 + self.rng.below(2 * every));
+            }
+        }
+    }
+
+    fn step(&mut self, at_us: u64, act: Act) {
+        self.steps.push(Step { number: self.steps.len() as u64, at_us, act });
+    }
+
+    fn place(&mut self) -> usize {
+        self.rng.below(self.config.places() as u64) as usize
+    }
+
+    /// A client does something, and sometimes somebody looks.
+    fn something(&mut self, now: u64) {
+        let node = self.place();
+        if self.rng.chance(1, 12) {
+            let field = self.rng.pick(&workload::set_fields()).clone();
+            let record = self.rng.pick(&workload::records()).clone();
+            self.step(now, Act::Count { node, record, field });
+        }
+        let act = self.request(now, node);
+        self.step(now, act);
+        if self.rng.chance(1, 3) {
+            let node = self.place();
+            self.step(now, Act::Check { node });
+        }
+    }
+
+    fn request(&mut self, now: u64, node: usize) -> Act {
+        let Self { rng, config, .. } = self;
+        let mut writes = workload::commit(rng, config.partitions);
+        if config.windows_end {
+            workload::without_deletions(&mut writes);
+        }
+        if config.clients == 0 || rng.chance(1, 3) {
+            return Act::Commit { node, writes };
+        }
+        let client = rng.below(config.clients as u64) as usize;
+        let keyed = !config.has_old() && rng.chance(1, 3);
+        let says = rng.chance(1, 2);
+        let plan = match rng.below(6) {
+            0..=1 => Plan::Read,
+            // Where windows end, a key is used once: a retry after its window would be another request.
+            2..=3 if keyed && !config.windows_end => Plan::Retry,
+            _ if keyed && config.windows_end => {
+                Plan::Write { writes: workload::commit_once(rng), says, key: Some(now) }
+            }
+            _ => Plan::Write { writes, says, key: keyed.then(|| rng.below(KEYS)) },
+        };
+        Act::Session { client, node, plan }
+    }
+
+    fn fault(&mut self) -> Option<Act> {
+        let Self { rng, config, rates, .. } = self;
+        let for_us = 1 + rng.below(rates.outage_us_max);
+        let node = rng.below(config.nodes as u64) as usize;
+        let link = *rng.pick(&config.pairs());
+        if rates.rollbacks && rng.chance(1, 4) {
+            return match rng.below(5) {
+                0..=1 => Some(Act::Backup { node }),
+                2..=3 => Some(Act::Rollback { nodes: vec![node] }),
+                _ => {
+                    let nodes: Vec<_> = (0..config.nodes).filter(|_| rng.chance(1, 2)).collect();
+                    (!nodes.is_empty()).then_some(Act::Rollback { nodes })
+                }
+            };
+        }
+        if let Some(node) = config.copied.filter(|_| rng.chance(1, 8)) {
+            return Some(Act::Copy { node });
+        }
+        Some(match rng.below(12) {
+            0..=2 => Act::Cut { link, for_us },
+            3..=4 => Act::Isolate { node, for_us },
+            5 => Act::Reset { link },
+            6..=8 => Act::Crash { node, for_us },
+            9..=10 => Act::Stop { node, for_us },
+            _ => Act::Clock { node, offset_ms: offset_ms(rng) },
+        })
+    }
+}
+
+/// How far off a clock is: mostly little, sometimes hours.
+fn offset_ms(rng: &mut Rng) -> i64 {
+    let most = *rng.pick(&[1i64, 50, 2_000, 3_600_000]);
+    rng.below(2 * most as u64 + 1) as i64 - most
+}
