@@ -80,13 +80,29 @@ pub struct Oracle {
 #[derive(Debug, Default)]
 struct PartitionOracle {
     history: History,
-    /// The events of each commit, by replica and counter from 1.
-    commits: BTreeMap<u64, Vec<Vec<EventId>>>,
+    /// By replica and counter from 1.
+    commits: BTreeMap<u64, Vec<Made>>,
     acknowledged: VersionVector,
     /// What no disk holds any more: by replica, the counter from which on commits are lost.
     lost: BTreeMap<u64, u64>,
-    /// The digest of the state at each context that was met.
-    states: BTreeMap<VersionVector, [u8; 32]>,
+    /// What must be seen at each context that was met.
+    states: BTreeMap<VersionVector, State>,
+}
+
+/// A commit in the history.
+#[derive(Debug)]
+struct Made {
+    events: Vec<EventId>,
+    /// These, and all of earlier commits of its replica.
+    until: EventSet,
+}
+
+/// What follows from a context, by the specification but for the bytes, which are those of the replica that met it first.
+#[derive(Debug, Clone)]
+struct State {
+    /// Every record of the partition that clients touch.
+    records: Vec<(RecordId, SpecRecord)>,
+    digest: Option<[u8; 32]>,
 }
 
 impl Oracle {
@@ -137,7 +153,9 @@ impl Oracle {
             })
             .collect();
         let commits = partition.commits.entry(replica).or_default();
-        commits.push(events);
+        let mut until = commits.last().map(|made| made.until.clone()).unwrap_or_default();
+        events.iter().for_each(|&event| until.insert(event));
+        commits.push(Made { events, until });
         if commits.len() as u64 != commit.dot.counter {
             return Err(Violation::new(
                 6,
@@ -212,16 +230,7 @@ impl Oracle {
                 return Err(Violation::new(2, format!("{ops:?} on {name} changed nothing")));
             }
             let before = partition.history.read(&name, &visible);
-            let mut history = partition.history.clone();
-            let stamp = Stamp { hlc: u64::MAX, replica: 0 };
-            let event = Event { stamp, record: name.clone(), ops: ops.clone(), saw: visible.clone() };
-            let event = match &seen {
-                Some(seen) => history.push_seen(event, seen.clone()),
-                None => history.push(event),
-            };
-            let mut with = visible.clone();
-            with.insert(event);
-            let after = history.read(&name, &with);
+            let after = partition.history.read_after(&name, &visible, &ops, seen.as_ref());
             if before != after {
                 return Err(Violation::new(
                     2,
@@ -287,34 +296,29 @@ impl Oracle {
         let broken = |error: godwit_core::store::StoreError| Violation::new(10, format!("{whose}: {error}"));
         let context = partition::stored_context(store, id).map_err(broken)?;
         let partition = self.partitions.entry(id).or_default();
-        let visible = partition.visible(&context)?;
-        if !partition.history.is_causally_closed(&visible) {
-            return Err(Violation::new(
-                7,
-                format!("{whose} has applied {context:?} of partition {id}, not causally closed"),
-            ));
-        }
+        let mut state = match partition.states.remove(&context) {
+            Some(state) => state,
+            None => partition.state(partitions, id, &context, whose)?,
+        };
         let mut exist = Vec::new();
-        for record in workload::records().iter().filter(|record| record.partition(partitions) == id) {
+        for (record, expected) in &state.records {
             self.reads += 1;
             let seen = read::record(store, partitions, record, ReadLimits::NONE)
                 .map_err(|error| Violation::new(10, format!("{whose}: {error}")))?;
-            let expected = partition.history.read(&record.to_string(), &visible);
-            compare(record, &seen, &expected)
+            compare(record, &seen, expected)
                 .map_err(|what| Violation::new(2, format!("{whose}: {what} (applied {context:?})")))?;
             if !expected.is_empty() {
                 exist.push(record.key.clone());
             }
-            check_sizes(store, partitions, record, &expected)
+            check_sizes(store, partitions, record, expected)
                 .map_err(|error| Violation::new(10, format!("{whose}: {error}")))?
                 .map_err(|what| Violation::new(2, format!("{whose}: {what}")))?;
-            check_mark(store, partitions, record)
+            check_mark(store, id, record)
                 .map_err(broken)?
                 .map_err(|what| Violation::new(2, format!("{whose}: {what}")))?;
         }
         let digest = digest::partition(store, id, &context).map_err(broken)?;
-        let met = partition.states.entry(context.clone()).or_insert(digest);
-        if *met != digest {
+        if *state.digest.get_or_insert(digest) != digest {
             return Err(Violation::new(
                 1,
                 format!(
@@ -322,6 +326,7 @@ impl Oracle {
                 ),
             ));
         }
+        partition.states.insert(context.clone(), state);
         Ok((context, exist))
     }
 
@@ -351,7 +356,7 @@ impl PartitionOracle {
             let commit = commits.get(dot.counter as usize - 1);
             let commit =
                 commit.ok_or_else(|| Violation::new(6, format!("a token names {dot}, which nobody made")))?;
-            commit.iter().for_each(|&event| events.insert(event));
+            commit.events.iter().for_each(|&event| events.insert(event));
         }
         Ok(events)
     }
@@ -360,7 +365,7 @@ impl PartitionOracle {
         let mut visible = EventSet::default();
         for dot in context.iter() {
             let commits = self.commits.get(&dot.replica.0).map_or(&[][..], Vec::as_slice);
-            let Some(applied) = commits.get(..dot.counter as usize) else {
+            let Some(last) = commits.get(dot.counter as usize - 1) else {
                 return Err(Violation::new(
                     6,
                     format!(
@@ -369,9 +374,32 @@ impl PartitionOracle {
                     ),
                 ));
             };
-            applied.iter().flatten().for_each(|&event| visible.insert(event));
+            visible.union(&last.until);
         }
         Ok(visible)
+    }
+
+    /// What must be seen at a context that was not met before.
+    fn state(
+        &self,
+        partitions: u16,
+        id: PartitionId,
+        context: &VersionVector,
+        whose: &str,
+    ) -> Result<State, Violation> {
+        let visible = self.visible(context)?;
+        if !self.history.is_causally_closed(&visible) {
+            return Err(Violation::new(
+                7,
+                format!("{whose} has applied {context:?} of partition {id}, not causally closed"),
+            ));
+        }
+        let here = workload::records().into_iter().filter(|record| record.partition(partitions) == id);
+        let records = here.map(|record| {
+            let expected = self.history.read(&record.to_string(), &visible);
+            (record, expected)
+        });
+        Ok(State { records: records.collect(), digest: None })
     }
 }
 
@@ -428,11 +456,11 @@ fn check_sizes(
 /// A record is marked exactly if it has rows.
 fn check_mark(
     store: &impl StoreRead,
-    partitions: u16,
+    id: PartitionId,
     record: &RecordId,
 ) -> Result<Result<(), String>, godwit_core::store::StoreError> {
     use godwit_core::{keys, store::Family};
-    let prefix = keys::record_prefix(record.partition(partitions), record);
+    let prefix = keys::record_prefix(id, record);
     let rows = store.first(Family::Rows, &prefix, &keys::after_prefix(&prefix))?.is_some();
     let marked = store.get(Family::Keys, &keys::key_mark(record))?.is_some();
     Ok(if rows == marked { Ok(()) } else { Err(format!("{record}: has rows {rows}, is marked {marked}")) })

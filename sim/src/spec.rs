@@ -28,6 +28,7 @@
 //!
 //! Not here: `zset`, `document`, `unique`, expiry.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An event's place in its history, from 0 without gaps.
@@ -129,8 +130,14 @@ impl EventSet {
 
     /// The events, in order.
     pub fn iter(&self) -> impl Iterator<Item = EventId> + '_ {
-        let ids = (0..self.words.len() * 64).map(EventId);
-        ids.filter(|&id| self.contains(id))
+        self.words.iter().enumerate().flat_map(|(at, &word)| {
+            let mut left = word;
+            std::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros() as usize)?;
+                left &= left - 1;
+                Some(EventId(at * 64 + bit))
+            })
+        })
     }
 }
 
@@ -160,34 +167,84 @@ pub enum SpecValue {
 /// A record: the fields that live, if any. A read by name shows the first of each name.
 pub type SpecRecord = BTreeMap<(String, SpecType), SpecValue>;
 
-/// A micro-operation.
-struct Micro<'a> {
-    /// Its event, and the index of its operation there.
-    at: (EventId, usize),
-    op: &'a SpecOp,
-    member: Option<&'a str>,
+/// A micro-operation that gave something.
+#[derive(Clone, Debug)]
+struct Given {
+    /// Its event; none of a pending one, which saw the whole view.
+    by: Option<EventId>,
+    stamp: Stamp,
+    gift: Gift,
+    /// The events that take it. An event never changes what it saw, so who takes what is known when it is added.
+    takers: Vec<EventId>,
 }
 
-impl Micro<'_> {
-    /// Whether this takes what the other gave, if it saw it. Both are of one field name.
-    fn takes(&self, given: &Micro<'_>) -> bool {
-        use SpecOp::{Add, Clear, Delete, Disable, Enable, Remove, Set};
-        match (self.op, given.op) {
-            (Set { .. }, Set { .. }) | (Disable { .. }, Enable { .. }) => true,
-            (Remove { .. }, Add { .. }) => self.member == given.member,
-            (Clear { .. } | Delete, _) => true,
-            _ => false,
+#[derive(Clone, Debug)]
+enum Gift {
+    Set(String),
+    Incr(i64),
+    IncrOnce(i64, String),
+    Enable,
+    Add(String),
+}
+
+impl Gift {
+    fn kind(&self) -> SpecType {
+        match self {
+            Self::Set(_) => SpecType::Register,
+            Self::Incr(_) | Self::IncrOnce(..) => SpecType::Counter,
+            Self::Enable => SpecType::Flag,
+            Self::Add(_) => SpecType::Set,
         }
     }
 }
+
+impl SpecOp {
+    /// What the operation gives, a gift a member.
+    fn gifts(&self) -> Vec<Gift> {
+        match self {
+            Self::Set { value, .. } => vec![Gift::Set(value.clone())],
+            Self::Incr { by, .. } => vec![Gift::Incr(*by)],
+            Self::IncrOnce { by, key, .. } => vec![Gift::IncrOnce(*by, key.clone())],
+            Self::Enable { .. } => vec![Gift::Enable],
+            Self::Add { members, .. } => members.iter().cloned().map(Gift::Add).collect(),
+            Self::Disable { .. } | Self::Remove { .. } | Self::Clear { .. } | Self::Delete => Vec::new(),
+        }
+    }
+
+    /// Whether this takes what was given, if it saw it. Both are of one field name.
+    fn takes(&self, gift: &Gift) -> bool {
+        match (self, gift) {
+            (Self::Set { .. }, Gift::Set(_)) | (Self::Disable { .. }, Gift::Enable) => true,
+            (Self::Remove { members, .. }, Gift::Add(member)) => members.contains(member),
+            (Self::Clear { .. } | Self::Delete, _) => true,
+            _ => false,
+        }
+    }
+
+    fn is_of(&self, field: &str) -> bool {
+        self.target().0.is_none_or(|name| name == field)
+    }
+}
+
+/// The stamp of an event that is not made yet: it would be the latest.
+const PENDING: Stamp = Stamp { hlc: u64::MAX, replica: u64::MAX };
+
+/// Operations of an event that is not in the history, on top of a view.
+#[derive(Clone, Copy)]
+struct Pending<'a> {
+    ops: &'a [SpecOp],
+    /// What its takings saw, if not the whole view.
+    seen: Option<&'a EventSet>,
+}
+
+/// What was given to a record, by field, in order.
+type Fields = BTreeMap<String, Vec<Given>>;
 
 /// All events that ever happened, in some order in which none comes before one that it saw.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     events: Vec<Event>,
-    /// What the takings of an event saw, where that differs from the event's `saw`.
-    seen: BTreeMap<EventId, EventSet>,
-    by_record: BTreeMap<String, Vec<EventId>>,
+    records: BTreeMap<String, Fields>,
 }
 
 impl History {
@@ -196,12 +253,7 @@ impl History {
     /// # Panics
     /// If `event.saw` is not a closed set of earlier events.
     pub fn push(&mut self, event: Event) -> EventId {
-        assert!(self.is_causally_closed(&event.saw), "{event:?}");
-        let id = EventId(self.events.len());
-        let of_record = self.by_record.entry(event.record.clone());
-        of_record.or_default().push(id);
-        self.events.push(event);
-        id
+        self.add(event, None)
     }
 
     /// Adds an event of a client that said what it had seen: its sets and removals saw `seen`, its
@@ -220,8 +272,33 @@ impl History {
             event.saw = seen;
             return self.push(event);
         }
-        let id = self.push(event);
-        self.seen.insert(id, seen);
+        self.add(event, Some(&seen))
+    }
+
+    /// `seen` is what takings saw, if not `event.saw`.
+    fn add(&mut self, event: Event, seen: Option<&EventSet>) -> EventId {
+        assert!(self.is_causally_closed(&event.saw), "{event:?}");
+        let id = EventId(self.events.len());
+        let saw = seen.unwrap_or(&event.saw);
+        let fields = self.records.entry(event.record.clone()).or_default();
+        for op in &event.ops {
+            // Earlier operations of the event are seen as well.
+            let sees = |given: &Given| given.by.is_some_and(|by| by == id || saw.contains(by));
+            for (_, givens) in fields.iter_mut().filter(|(field, _)| op.is_of(field)) {
+                for given in givens.iter_mut().filter(|given| op.takes(&given.gift) && sees(given)) {
+                    given.takers.push(id);
+                }
+            }
+            if let (Some(field), _) = op.target() {
+                let given = |gift| Given { by: Some(id), stamp: event.stamp, gift, takers: Vec::new() };
+                let gifts = op.gifts().into_iter().map(given);
+                match fields.get_mut(field) {
+                    Some(givens) => givens.extend(gifts),
+                    None => drop(fields.insert(field.to_owned(), gifts.collect())),
+                }
+            }
+        }
+        self.events.push(event);
         id
     }
 
@@ -239,11 +316,24 @@ impl History {
 
     /// The record as a replica reads it that has applied the visible events.
     pub fn read(&self, record: &str, visible: &EventSet) -> SpecRecord {
-        let micros = self.micros(record, visible, &[]);
-        let names: BTreeSet<&str> = micros.iter().filter_map(|m| m.op.target().0).collect();
+        self.read_after(record, visible, &[], None)
+    }
+
+    /// The record as a node would read it that has applied the visible events, and then these operations, of a client that
+    /// may say what it had seen of them.
+    pub fn read_after(
+        &self,
+        record: &str,
+        visible: &EventSet,
+        ops: &[SpecOp],
+        seen: Option<&EventSet>,
+    ) -> SpecRecord {
+        let known = self.records.get(record).into_iter().flat_map(BTreeMap::keys).map(String::as_str);
+        let pending = Pending { ops, seen };
+        let names: BTreeSet<&str> = known.chain(ops.iter().filter_map(|op| op.target().0)).collect();
         let mut out = SpecRecord::new();
         for field in names {
-            for (kind, value) in self.values(field, &micros, None) {
+            for (kind, value) in values(&self.surviving(record, field, visible, pending)) {
                 out.insert((field.to_owned(), kind), value);
             }
         }
@@ -252,8 +342,8 @@ impl History {
 
     /// The types that live under a name, the one that a read by name prefers first.
     pub fn live_types(&self, record: &str, field: &str, visible: &EventSet) -> Vec<SpecType> {
-        let micros = self.micros(record, visible, &[]);
-        self.values(field, &micros, None).into_keys().collect()
+        let nothing = Pending { ops: &[], seen: None };
+        values(&self.surviving(record, field, visible, nothing)).into_keys().collect()
     }
 
     /// [`Self::first_refused_seen`] for a client that does not say what it had seen.
@@ -275,11 +365,10 @@ impl History {
         let refused = |(index, op): (usize, &SpecOp)| {
             let stale = matches!(op, SpecOp::Clear { .. } | SpecOp::Delete)
                 && seen.is_some_and(|seen| self.holds_unseen(record, op.target().0, visible, seen));
-            let micros = self.micros(record, visible, &ops[..index]);
             let mismatch = match op.target() {
                 (Some(field), Some(kind)) => {
-                    let live = self.values(field, &micros, seen);
-                    !live.is_empty() && !live.contains_key(&kind)
+                    let live = self.surviving(record, field, visible, Pending { ops: &ops[..index], seen });
+                    !live.is_empty() && live.iter().all(|given| given.gift.kind() != kind)
                 }
                 _ => false,
             };
@@ -290,289 +379,84 @@ impl History {
 
     /// Whether an increment made without a key survives that is not seen, in a field or any field.
     fn holds_unseen(&self, record: &str, field: Option<&str>, visible: &EventSet, seen: &EventSet) -> bool {
-        let micros = self.micros(record, visible, &[]);
-        micros.iter().any(|given| {
-            let SpecOp::Incr { field: of, .. } = given.op else { return false };
-            let taken = |taking: &Micro<'_>| {
-                taking.op.target().0.is_none_or(|name| name == of)
-                    && taking.takes(given)
-                    && self.saw(taking, given, None)
-            };
-            field.is_none_or(|field| field == of) && !seen.contains(given.at.0) && !micros.iter().any(taken)
+        let fields = self.records.get(record).into_iter().flatten();
+        let mut givens = fields
+            .filter(|(name, _)| field.is_none_or(|field| field == *name))
+            .flat_map(|(_, givens)| givens);
+        givens.any(|given| {
+            matches!(given.gift, Gift::Incr(_))
+                && survives(given, visible)
+                && !given.by.is_some_and(|by| seen.contains(by))
         })
     }
 
-    /// The micro-operations on a record, in a view. `more` are the operations of a pending event,
-    /// not yet in the history, which saw the whole view.
-    fn micros<'a>(&'a self, record: &str, view: &EventSet, more: &'a [SpecOp]) -> Vec<Micro<'a>> {
-        let ids = self.by_record.get(record).into_iter().flatten();
-        let ids = ids.filter(|id| view.contains(**id));
-        let events = ids.map(|&id| (id, self.events[id.0].ops.as_slice()));
-        let mut out = Vec::new();
-        for (event, ops) in events.chain([(EventId(self.events.len()), more)]) {
-            for (index, op) in ops.iter().enumerate() {
-                let at = (event, index);
-                let micro = |member| Micro { at, op, member };
-                match op {
-                    SpecOp::Add { members, .. } | SpecOp::Remove { members, .. } => {
-                        out.extend(members.iter().map(|member| micro(Some(member.as_str()))));
-                    }
-                    _ => out.push(micro(None)),
-                }
-            }
-        }
-        out
-    }
-
-    /// Whether a taking saw what was given; `pending` is what takings of a pending event saw, if not all.
-    fn saw(&self, taking: &Micro<'_>, given: &Micro<'_>, pending: Option<&EventSet>) -> bool {
-        let ((taker, later), (giver, earlier)) = (taking.at, given.at);
-        if taker == giver {
-            return earlier < later;
-        }
-        let whole = self.events.get(taker.0).map(|event| &event.saw);
-        let saw = self.seen.get(&taker).or(whole).or(pending);
-        saw.is_none_or(|saw| saw.contains(giver))
-    }
-
-    /// What lives under a name.
-    fn values(
+    /// What survives in a field, in a view and after pending operations.
+    fn surviving(
         &self,
+        record: &str,
         field: &str,
-        micros: &[Micro<'_>],
-        pending: Option<&EventSet>,
-    ) -> BTreeMap<SpecType, SpecValue> {
-        let of_field = |m: &&Micro<'_>| m.op.target().0.is_none_or(|name| name == field);
-        let micros: Vec<&Micro<'_>> = micros.iter().filter(of_field).collect();
-        let mut sets: Vec<(Option<Stamp>, String)> = Vec::new(); // A pending set has no stamp.
-        let mut sum: Option<i128> = None;
-        // By key, then by the commit's stamp (a pending one has none).
-        let mut once: BTreeMap<&str, BTreeMap<Option<Stamp>, i128>> = BTreeMap::new();
-        let mut enabled = false;
-        let mut members = BTreeSet::new();
-        for given in &micros {
-            let mut latest_first = micros.iter().rev(); // Any order would do: this is quicker.
-            if latest_first.any(|taking| taking.takes(given) && self.saw(taking, given, pending)) {
-                continue;
-            }
-            let stamp = self.events.get(given.at.0.0).map(|event| event.stamp);
-            match given.op {
-                SpecOp::Set { value, .. } => sets.push((stamp, value.clone())),
-                SpecOp::Incr { by, .. } => sum = Some(sum.unwrap_or(0) + i128::from(*by)),
-                SpecOp::IncrOnce { by, key, .. } => {
-                    *once.entry(key).or_default().entry(stamp).or_default() += i128::from(*by);
-                }
-                SpecOp::Enable { .. } => enabled = true,
-                SpecOp::Add { .. } => members.extend(given.member.map(str::to_owned)),
-                _ => {}
-            }
-        }
-        for by in once.values().filter_map(|commits| commits.values().next_back()) {
-            sum = Some(sum.unwrap_or(0) + by);
-        }
-        let mut out = BTreeMap::new();
-        sets.sort_unstable();
-        if let Some((_, value)) = sets.pop() {
-            let mut others: BTreeSet<String> = sets.into_iter().map(|(_, other)| other).collect();
-            others.remove(&value);
-            let siblings = others.into_iter().collect();
-            out.insert(SpecType::Register, SpecValue::Register { value, siblings });
-        }
-        if let Some(sum) = sum {
-            let limit = if sum < 0 { i64::MIN } else { i64::MAX };
-            let counter = SpecValue::Counter(i64::try_from(sum).unwrap_or(limit));
-            out.insert(SpecType::Counter, counter);
-        }
-        out.extend(enabled.then_some((SpecType::Flag, SpecValue::Flag(true))));
-        if !members.is_empty() {
-            out.insert(SpecType::Set, SpecValue::Set(members));
+        view: &EventSet,
+        pending: Pending<'_>,
+    ) -> Vec<Cow<'_, Given>> {
+        let givens = self.records.get(record).and_then(|fields| fields.get(field));
+        let givens = givens.into_iter().flatten().filter(|given| survives(given, view));
+        let mut out: Vec<Cow<'_, Given>> = givens.map(Cow::Borrowed).collect();
+        for op in pending.ops.iter().filter(|op| op.is_of(field)) {
+            let saw = |by| pending.seen.is_none_or(|seen| seen.contains(by));
+            out.retain(|given| !(op.takes(&given.gift) && given.by.is_none_or(saw)));
+            let given = |gift| Cow::Owned(Given { by: None, stamp: PENDING, gift, takers: Vec::new() });
+            out.extend(op.gifts().into_iter().map(given));
         }
         out
     }
+}
+
+/// Whether what was given is in a view, and nothing there takes it.
+fn survives(given: &Given, view: &EventSet) -> bool {
+    given.by.is_some_and(|by| view.contains(by)) && !given.takers.iter().any(|&taker| view.contains(taker))
+}
+
+/// The values that what survives in a field makes.
+fn values(givens: &[Cow<'_, Given>]) -> BTreeMap<SpecType, SpecValue> {
+    let mut sets: Vec<(Stamp, &str)> = Vec::new();
+    let mut sum: Option<i128> = None;
+    // By key, then by the commit's stamp.
+    let mut once: BTreeMap<&str, BTreeMap<Stamp, i128>> = BTreeMap::new();
+    let mut enabled = false;
+    let mut members = BTreeSet::new();
+    for given in givens {
+        match &given.gift {
+            Gift::Set(value) => sets.push((given.stamp, value)),
+            Gift::Incr(by) => sum = Some(sum.unwrap_or(0) + i128::from(*by)),
+            Gift::IncrOnce(by, key) => {
+                *once.entry(key).or_default().entry(given.stamp).or_default() += i128::from(*by);
+            }
+            Gift::Enable => enabled = true,
+            Gift::Add(member) => drop(members.insert(member.clone())),
+        }
+    }
+    for by in once.values().filter_map(|commits| commits.values().next_back()) {
+        sum = Some(sum.unwrap_or(0) + by);
+    }
+    let mut out = BTreeMap::new();
+    sets.sort_unstable();
+    if let Some((_, value)) = sets.pop() {
+        let mut others: BTreeSet<&str> = sets.into_iter().map(|(_, other)| other).collect();
+        others.remove(value);
+        let siblings = others.into_iter().map(str::to_owned).collect();
+        out.insert(SpecType::Register, SpecValue::Register { value: value.to_owned(), siblings });
+    }
+    if let Some(sum) = sum {
+        let limit = if sum < 0 { i64::MIN } else { i64::MAX };
+        let counter = SpecValue::Counter(i64::try_from(sum).unwrap_or(limit));
+        out.insert(SpecType::Counter, counter);
+    }
+    out.extend(enabled.then_some((SpecType::Flag, SpecValue::Flag(true))));
+    if !members.is_empty() {
+        out.insert(SpecType::Set, SpecValue::Set(members));
+    }
+    out
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// SEMANTICS.md's table, then what follows from its text. `7@` is a commit's clock.
-    const SCENARIOS: &str = "\
-        A: incr f 7; B: incr f 3 => f=10
-        A: incr f 10; sync; B: clear f; A: incr f 5 => f=5
-        B: incr f 10; sync; B: clear f; A: incr f 5 => f=5
-        A: incr f 4; B: incr f 6; sync; B: clear f; A: incr f 5 => f=5
-        A: incr f 10; sync; A: clear f; B: clear f; A: incr f 1 => f=1
-        A: incr f 10; sync; A: clear f; B: clear f; sync; A: incr f 1 => f=1
-        A: set f x; sync; A: set f a; B: set f b => f=b[a]
-        B: 9@set f 0; sync; A: 1@set f 1 => f=1[]
-        A: add f a; B: add f b => f={a, b}
-        A: add f a b; sync; A: remove f a, remove f c; B: add f c => f={b, c}
-        A: add f x; sync; A: remove f x; B: add f x => f={x}
-        A: add f x; sync; A: remove f x, add f x => f={x}
-        A: add f e1; sync; A: add f e2; B: clear f => f={e2}
-        A: enable f; B: disable f => f=true
-        A: set a 1, incr b 1, enable c, add d x, set e 2, incr f 8; sync; A: delete; \
-            B: incr f 1 => f=1
-        A: add f x; sync; A: add f x, remove f x => \n\
-        A: enable f; sync; B: disable f => \n\
-        A: set f v; B: set f v; C: set f w; C: delete; D: 9@set f u => f=v[u]
-        A: 5@set f a; B: 5@set f b => f=b[a]
-        A: set f a; sync; A: clear f; B: set f b => f=b[]
-        A: incr f 2; A: incr f -2 => f=0
-        A: incr f 0; sync; B: clear f => \n\
-        A: incr f 9223372036854775807; B: incr f 5 => f=9223372036854775807
-        A: incr f 9223372036854775807; B: incr f 5; C: incr f -6 => f=9223372036854775806
-        A: incr f 1, clear f, set f x, set f y => f=y[]
-        A: incr f 1; B: set f x; C: add f m => f={m} f=1 f=x[]
-        A: incr f 1; B: set f x; sync; C: clear f; D: set f y => f=y[]";
-
-    #[test]
-    fn scenarios() {
-        for line in SCENARIOS.lines() {
-            let (script, want) = line.split_once(" => ").unwrap();
-            let mut world = World::default();
-            world.play(&format!("{}; sync", script.trim()));
-            for node in ['A', 'B', 'C', 'D'] {
-                assert_eq!(world.read(node), want, "{line}");
-            }
-        }
-    }
-
-    #[test]
-    fn seen() {
-        let mut world = World::default();
-        world.play("A: set f x; A: add s m");
-        let token = world.applied[&'A'].clone();
-        let mine = world.commit('A', "set f a", Some(&token));
-        // Another client of the node: its increment sees the node, its set and removal do not.
-        world.play("A: add s m");
-        world.commit('A', "set f b, remove s m, incr n 1", Some(&token));
-        assert_eq!(world.read('A'), "f=b[a] n=1 s={m}");
-        world.commit('A', "set f c", Some(&mine)); // The first client goes on.
-        assert_eq!(world.read('A'), "f=c[b] n=1 s={m}");
-        world.play("A: set f d, remove s m"); // No token: it sees the node.
-        assert_eq!(world.read('A'), "f=d[] n=1");
-    }
-
-    #[test]
-    fn keyed_increments_count_once() {
-        let mut world = World::default();
-        world.play("A: once f 7 k1; B: once f 7 k1, once f 2 k2; sync");
-        assert_eq!(world.read('C'), "f=9");
-        world.play("A: clear f; B: once f 1 k3; sync");
-        assert_eq!(world.read('C'), "f=1");
-    }
-
-    #[test]
-    fn a_clear_of_what_is_not_seen_is_refused() {
-        let mut world = World::default();
-        world.play("A: incr f 1; A: once g 1 k");
-        let seen = world.applied[&'A'].clone();
-        let refused = |world: &World, ops: &str| {
-            let ops: Vec<SpecOp> = ops.split(", ").map(op).collect();
-            world.history.first_refused_seen("k", &ops, &world.applied[&'A'], Some(&seen))
-        };
-        assert_eq!(refused(&world, "clear f"), None);
-        world.play("A: incr f 1; A: once g 1 l");
-        assert_eq!(refused(&world, "clear f"), Some(0));
-        // Those made under keys can be told apart.
-        assert_eq!(refused(&world, "clear g, delete"), Some(1));
-        world.play("A: clear f");
-        assert_eq!(refused(&world, "clear f"), None);
-    }
-
-    #[test]
-    fn types_by_name() {
-        let mut world = World::default();
-        world.play("A: incr f 1; B: set f x, enable g; sync");
-        let (history, all) = (&world.history, &world.applied[&'A']);
-        assert_eq!(history.live_types("k", "f", all), [SpecType::Counter, SpecType::Register]);
-        for (text, want) in [
-            ("incr f 1, set f x, set h y", None),
-            ("set h y, add f m", Some(1)),
-            ("clear f, add f m, set f x", Some(2)),
-            ("disable g, set g 1", None),
-        ] {
-            let ops: Vec<SpecOp> = text.split(", ").map(op).collect();
-            assert_eq!(history.first_refused("k", &ops, all), want, "{text}");
-        }
-    }
-
-    /// Nodes, each with what it has applied; one record.
-    #[derive(Default)]
-    struct World {
-        history: History,
-        applied: BTreeMap<char, EventSet>,
-    }
-
-    impl World {
-        fn play(&mut self, script: &str) {
-            for step in script.split("; ") {
-                match step.split_once(": ") {
-                    Some((node, text)) => drop(self.commit(node.parse().unwrap(), text, None)),
-                    None => self.sync(),
-                }
-            }
-        }
-
-        fn sync(&mut self) {
-            let mut all = EventSet::default();
-            self.applied.values().for_each(|set| all.union(set));
-            self.applied = ['A', 'B', 'C', 'D'].map(|node| (node, all.clone())).into();
-        }
-
-        /// Answers with the token of the write.
-        fn commit(&mut self, node: char, text: &str, seen: Option<&EventSet>) -> EventSet {
-            let saw = self.applied.entry(node).or_default().clone();
-            let (hlc, text) = text.split_once('@').unwrap_or(("", text));
-            let now = 100 + self.history.events().len() as u64;
-            let (hlc, replica) = (hlc.parse().unwrap_or(now), u64::from(node));
-            let event = Event {
-                stamp: Stamp { hlc, replica },
-                record: "k".to_owned(),
-                ops: text.split(", ").map(op).collect(),
-                saw,
-            };
-            let id = match seen {
-                Some(seen) => self.history.push_seen(event, seen.clone()),
-                None => self.history.push(event),
-            };
-            self.applied.entry(node).or_default().insert(id);
-            let mut token = self.history.events()[id.0].saw.clone();
-            token.insert(id);
-            token
-        }
-
-        fn read(&self, node: char) -> String {
-            let record = self.history.read("k", &self.applied[&node]);
-            let fields = record.iter().map(|((field, _), value)| match value {
-                SpecValue::Register { value, siblings } => format!("{field}={value}{siblings:?}"),
-                SpecValue::Counter(sum) => format!("{field}={sum}"),
-                SpecValue::Flag(flag) => format!("{field}={flag}"),
-                SpecValue::Set(members) => format!("{field}={members:?}"),
-            });
-            fields.collect::<Vec<_>>().join(" ").replace('"', "")
-        }
-    }
-
-    fn op(text: &str) -> SpecOp {
-        let mut words = text.split(' ').map(str::to_owned);
-        let name = words.next().unwrap();
-        let field = words.next().unwrap_or_default();
-        let members: Vec<String> = words.collect();
-        let value = members.first().cloned().unwrap_or_default();
-        let by = value.parse().unwrap_or_default();
-        match name.as_str() {
-            "set" => SpecOp::Set { field, value },
-            "incr" => SpecOp::Incr { field, by },
-            "once" => SpecOp::IncrOnce { field, by, key: members[1].clone() },
-            "enable" => SpecOp::Enable { field },
-            "disable" => SpecOp::Disable { field },
-            "add" => SpecOp::Add { field, members },
-            "remove" => SpecOp::Remove { field, members },
-            "clear" => SpecOp::Clear { field },
-            "delete" => SpecOp::Delete,
-            other => panic!("{other}"),
-        }
-    }
-}
+mod tests;
