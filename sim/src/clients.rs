@@ -190,10 +190,14 @@ impl World {
         if let Some(client) = asked.client {
             let Ask { writes, terms } = asked.ask;
             let said = terms.seen.clone().filter(|_| terms.acts_on_seen(&writes));
-            let own = said.as_ref().map(|_| Seen::after(Some(Seen::default()), dot, VersionVector::new()));
+            // Its own write, or all that its node had if that is what the write acted on. Not told by a token, which is
+            // what is to be checked.
+            let events = match (&said, dot) {
+                (None, _) => self.oracle.seen(id, &Seen::all_of(context.clone()))?,
+                (Some(_), Some(dot)) => self.oracle.made(id, dot)?,
+                (Some(_), None) => EventSet::default(),
+            };
             let seen = Seen::after(said, dot, context.clone());
-            // Its own write, and all that its node had if that is what the write acted on.
-            let events = self.oracle.seen(id, &own.unwrap_or_else(|| Seen::all_of(context.clone())))?;
             self.sees(client, id, &seen, &events)?;
         }
         Ok(())
