@@ -9,6 +9,7 @@ use godwit_core::store::StoreError;
 
 use crate::draws::Of;
 use crate::oracle::{Commit, Violation};
+use crate::trace::What;
 use crate::workload;
 use crate::world::World;
 
@@ -177,6 +178,22 @@ impl World {
             })?;
             Some(format!("n{i} does not know that it agrees with {open:?}"))
         })
+    }
+
+    /// Marks what a node's disk holds, so that a timeline can tell where views part.
+    pub(crate) fn mark_state(&mut self, i: usize) {
+        if !self.trace.keeps_marks() {
+            return;
+        }
+        let mut hasher = blake3::Hasher::new();
+        for id in (0..self.partitions).map(PartitionId) {
+            // A store that cannot be read is found out by the checks.
+            let context = partition::stored_context(&self.nodes[i].disk, id).unwrap_or_default();
+            hasher.update(&digest::partition(&self.nodes[i].disk, id, &context).unwrap_or_default());
+        }
+        let mut short = [0; 8];
+        short.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        self.trace.mark(self.now_us, || What::State { node: i, digest: u64::from_be_bytes(short) });
     }
 
     fn check_bounds(&self, i: usize) -> Result<(), Violation> {

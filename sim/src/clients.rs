@@ -12,10 +12,12 @@ use godwit_core::op::{Terms, Write};
 use godwit_proto::{Input, Reply, RequestId};
 use serde::{Deserialize, Serialize};
 
+use crate::failure;
 use crate::judge::Asked;
 use crate::lines::WriteLine;
 use crate::oracle::Violation;
 use crate::spec::EventSet;
+use crate::trace::What;
 use crate::workload::{self, Ask};
 use crate::world::{ANSWER_US_MAX, World};
 
@@ -159,6 +161,12 @@ impl World {
         let request = RequestId(self.requests);
         let Ask { writes, terms } = ask.clone();
         self.trace.line(self.now_us, format_args!("n{i} is asked {}: {writes:?}", request.0));
+        self.trace.mark(self.now_us, || What::Asked {
+            node: i,
+            request: request.0,
+            client,
+            writes: failure::in_words(&writes),
+        });
         if terms != Terms::default() {
             self.trace.line(self.now_us, format_args!("client {client:?}: {terms:?}"));
         }
@@ -175,6 +183,11 @@ impl World {
             return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.ask)));
         }
         self.trace.line(self.now_us, format_args!("n{i} answers {}: {reply:?}", request.0));
+        self.trace.mark(self.now_us, || What::Answered {
+            node: i,
+            request: request.0,
+            answer: failure::answer_in_words(reply),
+        });
         let Reply::Committed { partition, commit, repeated, context } = reply else { return Ok(()) };
         let (id, dot) = (*partition, commit.map(|(dot, _)| dot));
         if let Some(dot) = dot {

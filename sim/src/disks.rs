@@ -10,11 +10,12 @@ use godwit_core::context::{Dot, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::partition;
 use godwit_core::store::MemStore;
-use godwit_proto::{Input, Node, RequestId};
+use godwit_proto::{Input, Node, NodeConfig, RequestId};
 
 use crate::draws::Of;
 use crate::network::pair;
 use crate::oracle::Violation;
+use crate::trace::What;
 use crate::world::{Event, World};
 
 /// Copies kept of a disk.
@@ -50,6 +51,13 @@ impl World {
         member.stopping = None;
         member.node = Some(node);
         self.trace.line(self.now_us, format_args!("n{i} starts"));
+        let NodeConfig { node: name, region, .. } = &self.nodes[i].config;
+        self.trace.mark(self.now_us, || What::Started {
+            node: i,
+            name: name.clone(),
+            region: region.clone(),
+        });
+        self.mark_state(i);
         // What was due before is due now.
         self.at(0, Event::Timer(i));
         Ok(())
@@ -75,6 +83,7 @@ impl World {
             // On the disk, and nobody was told: the commits happened.
             self.persist(i, group)?;
         }
+        self.trace.mark(self.now_us, || What::Ended { node: i });
         let member = &mut self.nodes[i];
         member.node = None;
         member.inbox.clear();
@@ -123,6 +132,7 @@ impl World {
             return;
         }
         self.trace.line(self.now_us, format_args!("the disk of n{i} is copied"));
+        self.trace.mark(self.now_us, || What::Happened { node: i, what: "its disk is copied".to_string() });
         if member.images.len() == IMAGES_MAX {
             member.images.remove(0);
         }
@@ -145,6 +155,10 @@ impl World {
                 self.now_us,
                 format_args!("the disk of n{i} goes back, clean {}, same place {same_place}", image.clean),
             );
+            self.trace.mark(self.now_us, || What::Happened {
+                node: i,
+                what: "an earlier copy of its disk is put back".to_string(),
+            });
             let member = &mut self.nodes[i];
             member.disk = image.disk;
             member.config.same_place = same_place;
@@ -174,6 +188,10 @@ impl World {
             self.now_us,
             format_args!("n{twin} begins on a copy of the directory of n{i}, same place {same_place}"),
         );
+        self.trace.mark(self.now_us, || What::Happened {
+            node: twin,
+            what: format!("it begins on a copy of the directory of n{i}"),
+        });
         let member = &mut self.nodes[twin];
         member.disk = disk;
         member.config.same_place = same_place;

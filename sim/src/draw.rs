@@ -36,7 +36,7 @@ pub fn draw(seed: u64) -> Script {
     let (config, rates) = configuration(&mut rng);
     let mut drawer = Drawer { rng, config, rates, steps: Vec::new() };
     drawer.draw_steps();
-    Script { seed, config: drawer.config, steps: drawer.steps }
+    Script { seed, note: String::new(), config: drawer.config, steps: drawer.steps }
 }
 
 fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {

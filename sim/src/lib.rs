@@ -10,6 +10,8 @@
 //! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
 //! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
 //! - [`draw`], [`script`], [`config`]: from a seed to a script, which is all that comes from outside, with its times;
+//! - [`recording`]: scripts as files;
+//! - [`shrink`], [`failure`], [`timeline`]: a failure made short, in words, and as a picture;
 //! - [`run`]: from a script to a verdict: faults, then healing and convergence ([`draws`]: what the world leaves to chance);
 //! - [`vectors`]: histories with known answers through the same machines ([`cluster`]).
 
@@ -20,15 +22,19 @@ pub mod config;
 mod disks;
 pub mod draw;
 pub mod draws;
+pub mod failure;
 mod judge;
 mod lines;
 pub mod network;
 pub mod oracle;
+pub mod recording;
 mod requests;
 pub mod run;
 pub mod script;
+pub mod shrink;
 pub mod spec;
 mod stamps;
+pub mod timeline;
 pub mod trace;
 pub mod vectors;
 pub mod workload;

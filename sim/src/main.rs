@@ -1,12 +1,15 @@
-//! `godwit-sim`: runs seeds, replays one, plays vectors. Reads files and prints; all else is in the library.
+//! `godwit-sim`: runs seeds, replays one or a recorded script, plays vectors. Reads files and prints; all else is in the library.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use godwit_sim::run::{self, RunReport};
-use godwit_sim::vectors;
+use godwit_sim::{draw, run, vectors};
+
+mod replay;
+
+use crate::replay::{Kept, Replay};
 
 #[derive(Parser)]
 #[command(name = "godwit-sim", about = "The deterministic simulator of Godwit", version)]
@@ -25,16 +28,11 @@ enum Command {
         /// The first seed.
         #[arg(long, default_value_t = 1)]
         from: u64,
+        #[command(flatten)]
+        kept: Kept,
     },
-    /// Run one seed and print the digest of its trace.
-    Replay {
-        /// The seed.
-        #[arg(long)]
-        seed: u64,
-        /// Print the trace, a line an event.
-        #[arg(long)]
-        trace: bool,
-    },
+    /// Play one seed or one recorded script, and print the digest of its trace.
+    Replay(Box<Replay>),
     /// Play a file of histories with known answers (crdt.jsonl).
     Vectors {
         /// The file.
@@ -44,14 +42,14 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Run { seeds, from } => Ok(run_seeds(from, seeds)),
-        Command::Replay { seed, trace } => Ok(replay(seed, trace)),
+        Command::Run { seeds, from, kept } => run_seeds(from, seeds, &kept),
+        Command::Replay(arguments) => replay::replay(&arguments),
         Command::Vectors { file } => play_vectors(&file),
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "measures how fast the simulator is; decides nothing")]
-fn run_seeds(from: u64, seeds: u64) -> ExitCode {
+fn run_seeds(from: u64, seeds: u64, kept: &Kept) -> anyhow::Result<ExitCode> {
     let started = std::time::Instant::now();
     let (mut failed, mut simulated_us, mut events, mut commits, mut reads) = (0u64, 0u64, 0u64, 0usize, 0u64);
     let mut slowest_us = 0;
@@ -64,7 +62,14 @@ fn run_seeds(from: u64, seeds: u64) -> ExitCode {
         slowest_us = slowest_us.max(report.convergence_us);
         if report.violation.is_some() {
             failed += 1;
-            print_failure(&report);
+            let name = format!("seed-{seed}");
+            // One short history is enough to begin with, and shrinking takes as long as many seeds.
+            if failed == 1 {
+                replay::show_shrunk(&name, &draw::draw(seed), &report, kept)?;
+            } else {
+                replay::print_failure(&name, &report);
+                println!("    a short history of it: godwit-sim replay --shrink --seed {seed}");
+            }
         }
     }
     let wall_ms = started.elapsed().as_millis().max(1) as u64;
@@ -81,30 +86,7 @@ fn run_seeds(from: u64, seeds: u64) -> ExitCode {
         seeds * 3_600_000 / wall_ms,
         events * 1000 / wall_ms
     );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn replay(seed: u64, trace: bool) -> ExitCode {
-    let report = run::run(seed, trace);
-    println!("seed {seed}: {} events, {} commits, {} frames", report.events, report.commits, report.frames);
-    println!("trace digest {}", report.digest);
-    match &report.violation {
-        None => {
-            println!("all held; convergence took {} ms", report.convergence_us / 1000);
-            ExitCode::SUCCESS
-        }
-        Some(_) => {
-            print_failure(&report);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn print_failure(report: &RunReport) {
-    if let Some(violation) = &report.violation {
-        println!("seed {} FAILED at {} ms: {violation}", report.seed, report.simulated_us / 1000);
-        println!("    again, with its trace: godwit-sim replay --seed {} --trace", report.seed);
-    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn play_vectors(file: &PathBuf) -> anyhow::Result<ExitCode> {

@@ -42,6 +42,8 @@ pub fn pair(a: usize, b: usize) -> Pair {
 /// A frame under way.
 #[derive(Debug, Clone)]
 pub struct Frame {
+    /// Its number among all messages of the run.
+    pub number: u64,
     /// The sender.
     pub from: usize,
     /// The receiver.

@@ -7,14 +7,19 @@
 //! connect all nodes, so that relaying must do the rest; in some a client goes on writing to one partition until the others
 //! agree, so that no partition depends on silence elsewhere.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use godwit_core::ids::PartitionId;
 
 use crate::config::RunConfig;
 use crate::draw;
 use crate::draws::Of;
+use crate::failure::View;
 use crate::network::Pair;
 use crate::oracle::Violation;
 use crate::script::{Act, Script};
+use crate::trace::{Mark, Watch};
 use crate::workload::{self, Ask};
 use crate::world::{Event, World};
 
@@ -51,23 +56,29 @@ pub struct RunReport {
     pub reads: u64,
     /// How long agreement took after faults ended.
     pub convergence_us: u64,
+    /// What each node had when something did not hold.
+    pub views: Vec<View>,
+    /// What happened, if it was kept.
+    pub marks: Vec<Mark>,
 }
 
 /// Runs a seed; `print` shows the trace.
 pub fn run(seed: u64, print: bool) -> RunReport {
-    play(&draw::draw(seed), print)
+    play(&draw::draw(seed), Watch { print, ..Watch::default() })
 }
 
-/// Plays a script; `print` shows the trace.
-pub fn play(script: &Script, print: bool) -> RunReport {
+/// Plays a script.
+pub fn play(script: &Script, watch: Watch) -> RunReport {
     let Script { seed, config, .. } = script;
-    let mut world = match World::new(config, *seed, print) {
+    let mut world = match World::new(config, *seed, watch) {
         Ok(world) => world,
         // Fresh nodes on empty disks: only a broken build gets here.
         Err(violation) => return failed_to_begin(*seed, violation),
     };
     world.trace.line(0, format_args!("{config:?}"));
-    let verdict = live(&mut world, script);
+    // A machine that asserts is a node that stops. The world is read afterwards, and lives on no more.
+    let verdict = catch_unwind(AssertUnwindSafe(|| live(&mut world, script)))
+        .unwrap_or_else(|panic| Err(Violation::new(10, format!("a node panics: {}", words_of(&*panic)))));
     if let Err(violation) = &verdict {
         world.trace.line(world.now_us, format_args!("VIOLATION of {violation}"));
     }
@@ -81,8 +92,15 @@ pub fn play(script: &Script, print: bool) -> RunReport {
         frames: world.frames,
         reads: world.oracle.reads(),
         convergence_us: verdict.as_ref().copied().unwrap_or(0),
+        views: verdict.as_ref().map_or_else(|violation| world.views(&violation.what), |_| Vec::new()),
+        marks: world.trace.into_marks(),
         violation: verdict.err(),
     }
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
 }
 
 fn live(world: &mut World, script: &Script) -> Result<u64, Violation> {
@@ -225,5 +243,7 @@ fn failed_to_begin(seed: u64, violation: Violation) -> RunReport {
         frames: 0,
         reads: 0,
         convergence_us: 0,
+        views: Vec::new(),
+        marks: Vec::new(),
     }
 }

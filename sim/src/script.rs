@@ -17,6 +17,8 @@ use crate::lines::{FieldLine, RecordLine, WriteLine};
 pub struct Script {
     /// The seed that it was drawn from; what the world leaves to chance follows from it too.
     pub seed: u64,
+    /// What somebody should know of it, if anything.
+    pub note: String,
     /// The configuration.
     pub config: RunConfig,
     /// What happens, in order of time.

@@ -29,7 +29,7 @@ use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
 use crate::requests::Requests;
 use crate::stamps::Stamps;
-use crate::trace::Trace;
+use crate::trace::{Trace, Watch, What};
 use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
@@ -180,6 +180,8 @@ pub struct World {
     /// The moment of the last step of a machine, and the steps in it before.
     moment: (u64, u32),
     sequence: u64,
+    /// Frames sent for the first time.
+    messages: u64,
     pub(crate) requests: u64,
     /// Frames sent, for the report.
     pub frames: u64,
@@ -189,11 +191,11 @@ pub struct World {
 
 impl World {
     /// A world at its beginning: all nodes start, all links work.
-    pub fn new(config: &RunConfig, seed: u64, print: bool) -> Result<Self, Violation> {
+    pub fn new(config: &RunConfig, seed: u64, watch: Watch) -> Result<Self, Violation> {
         let mut world = Self {
             now_us: 0,
             draws: Draws::new(seed),
-            trace: Trace::new(print),
+            trace: Trace::new(watch),
             oracle: Oracle::default(),
             partitions: config.partitions,
             nodes: Vec::new(),
@@ -206,6 +208,7 @@ impl World {
             queue: BTreeMap::new(),
             moment: (0, 0),
             sequence: 0,
+            messages: 0,
             requests: 0,
             frames: 0,
             acknowledged: 0,
@@ -314,6 +317,10 @@ impl World {
             Event::Session { client, node, plan } => self.session(client, node, plan),
             Event::Count(i, record, field) => {
                 self.trace.line(self.now_us, format_args!("n{i} is to keep the size of {record} {field}"));
+                self.trace.mark(self.now_us, || What::Happened {
+                    node: i,
+                    what: format!("somebody asks for the size of {field} of {}", record.key),
+                });
                 self.input(i, Input::Count { record, field, ty: FieldType::SET })
             }
             Event::Check(i) => self.check(i),
@@ -346,6 +353,7 @@ impl World {
             Event::Cut(pair) | Event::Heal(pair) if self.network.is_sealed(pair) => Ok(()),
             Event::Cut(pair) => {
                 self.trace.line(self.now_us, format_args!("cut {pair:?}"));
+                self.trace.mark(self.now_us, || What::Cut { link: pair });
                 self.network.cut(pair);
                 if let Some(link) = self.network.connection(pair) {
                     self.at(self.network.config().idle_us, Event::Idle(pair, link));
@@ -354,6 +362,7 @@ impl World {
             }
             Event::Heal(pair) => {
                 self.trace.line(self.now_us, format_args!("heal {pair:?}"));
+                self.trace.mark(self.now_us, || What::Healed { link: pair });
                 let stalled = self.network.heal(pair);
                 stalled.into_iter().for_each(|frame| self.transmit(frame));
                 Ok(())
@@ -380,6 +389,10 @@ impl World {
             Event::Retire(i) => self.retire(i),
             Event::ClockStep(i, ms) => {
                 self.trace.line(self.now_us, format_args!("n{i} clock steps to {ms} ms off"));
+                self.trace.mark(self.now_us, || What::Happened {
+                    node: i,
+                    what: format!("its clock is set {ms} ms off"),
+                });
                 self.nodes[i].clock_offset_ms = ms;
                 self.slowest_ms = self.slowest_ms.min(ms);
                 Ok(())
@@ -392,6 +405,7 @@ impl World {
             return Ok(());
         }
         let peer = self.nodes[frame.from].name.clone();
+        self.trace.mark(self.now_us, || What::Arrived { number: frame.number });
         self.input(frame.to, Input::Frame { peer, link: LinkId(frame.link), bytes: frame.bytes })
     }
 
@@ -482,6 +496,7 @@ impl World {
             self.stamps.committed(commit, followed_ms)?;
         }
         self.nodes[i].disk.commit(group.effects.batch);
+        self.mark_state(i);
         Ok(group.effects.outputs)
     }
 
@@ -524,7 +539,11 @@ impl World {
             format_args!("n{i} sends {} to {peer}: {} bytes", message.name(), bytes.len()),
         );
         if let Some(to) = self.other_end(i, peer, link) {
-            self.transmit(Frame { from: i, to, link: link.0, bytes });
+            self.messages += 1;
+            let (number, bytes_len) = (self.messages, bytes.len());
+            let message = message.name();
+            self.trace.mark(self.now_us, || What::Sent { number, from: i, to, message, bytes: bytes_len });
+            self.transmit(Frame { number, from: i, to, link: link.0, bytes });
         }
         Ok(())
     }

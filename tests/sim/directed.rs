@@ -12,6 +12,7 @@ use godwit_core::rng::Rng;
 use godwit_core::store::{Family, StoreRead};
 use godwit_sim::cluster::{Cluster, Traffic};
 use godwit_sim::config::RunConfig;
+use godwit_sim::trace::Watch;
 use godwit_sim::workload::{self, Ask};
 use godwit_sim::world::{Event, World};
 
@@ -98,7 +99,7 @@ fn what_a_client_has_not_seen_outlives_its_adding_and_removing() {
 }
 
 fn world(nodes: usize) -> World {
-    World::new(&RunConfig::calm(nodes), 7, false).unwrap()
+    World::new(&RunConfig::calm(nodes), 7, Watch::default()).unwrap()
 }
 
 fn pass(world: &mut World, us: u64) {
@@ -166,7 +167,7 @@ fn a_node_that_nobody_confirms_writes_under_a_new_name() {
 #[test]
 fn a_disk_that_is_put_back_gives_no_name_twice() {
     for seed in 0..12 {
-        let mut world = World::new(&RunConfig::calm(3), seed, false).unwrap();
+        let mut world = World::new(&RunConfig::calm(3), seed, Watch::default()).unwrap();
         write_everywhere(&mut world);
         world.at(0, Event::Stop(0, SECOND_US / 10));
         pass(&mut world, 5 * SECOND_US);
