@@ -12,11 +12,12 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Arguments for the demo: make demo ARGS=--help
 ARGS ?=
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test broken lint bench
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
 	@echo 'make test   run every test, as CI does'
+	@echo 'make broken break Godwit in many ways, one at a time: the simulator must notice (PATCHES="names")'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
 	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
 	@echo 'make setup  install what a build needs and this machine lacks'
@@ -30,6 +31,13 @@ demo: setup
 
 test: setup
 	cargo test --workspace --locked --lib --bins --tests
+	@sim/broken/run --sample
+
+# Patches to try, of sim/broken; all if empty.
+PATCHES ?=
+
+broken: setup
+	@sim/broken/run $(PATCHES)
 
 lint: setup
 	cargo fmt --all --check
