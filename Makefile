@@ -12,7 +12,13 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Arguments for the demo: make demo ARGS=--help
 ARGS ?=
 
-.PHONY: help setup demo test broken lint bench
+# How many seeds for the simulator, and the first one: make soak SEEDS=10000 FROM=1
+SEEDS ?= 10000
+FROM ?= 1
+# Patches to try, of sim/broken; all if empty.
+PATCHES ?=
+
+.PHONY: help setup demo test soak broken lint bench
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
@@ -20,6 +26,7 @@ help:
 	@echo 'make broken break Godwit in many ways, one at a time: the simulator must notice (PATCHES="names")'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
 	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
+	@echo 'make soak   run SEEDS=10000 seeds of the simulator from FROM=1, on all cores'
 	@echo 'make setup  install what a build needs and this machine lacks'
 
 setup:
@@ -32,9 +39,6 @@ demo: setup
 test: setup
 	cargo test --workspace --locked --lib --bins --tests
 	@sim/broken/run --sample
-
-# Patches to try, of sim/broken; all if empty.
-PATCHES ?=
 
 broken: setup
 	@sim/broken/run $(PATCHES)
@@ -51,3 +55,7 @@ lint: setup
 # A profile of its own: the first run compiles RocksDB once more.
 bench: setup
 	cargo bench --workspace --locked --bench ratios
+
+# For release, of the simulator and the pure crates only: RocksDB is not compiled.
+soak:
+	cargo run --release --locked -p godwit-sim -- run --seeds $(SEEDS) --from $(FROM) --jobs $$(nproc)

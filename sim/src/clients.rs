@@ -178,7 +178,7 @@ impl World {
         let Some(asked) = self.nodes[i].open.remove(&request) else {
             return Err(Violation::new(5, format!("n{i} answers request {} twice", request.0)));
         };
-        let took = self.now_us - asked.since;
+        let took = self.now_us - self.waited_since(i, asked.since);
         if took > ANSWER_US_MAX {
             return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.ask)));
         }

@@ -2,6 +2,8 @@
 //!
 //! A seed draws it ([`crate::draw`]), a recorded script holds it ([`crate::script`]). All rates are ratios of integers.
 
+use std::collections::BTreeMap;
+
 use godwit_core::partition::Sizes;
 use godwit_proto::Tuning;
 use godwit_proto::message::WIRE_VERSION;
@@ -26,8 +28,10 @@ const SMALL_ANSWER_BYTES: usize = 2_000;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// Nodes, each a region of its own.
+    /// Nodes.
     pub nodes: usize,
+    /// The region of each node, by number.
+    pub regions: Vec<usize>,
     /// Partitions.
     pub partitions: u16,
     /// Latencies and losses.
@@ -41,6 +45,10 @@ pub struct RunConfig {
     pub group_max: usize,
     /// Each node's clock at the beginning, in milliseconds off.
     pub clock_offsets_ms: Vec<i64>,
+    /// How much each node's clock gains, in millionths.
+    pub drifts_ppm: Vec<i64>,
+    /// Whether each node acknowledges writes that it has not synced (`durability = "os"`).
+    pub unsynced: Vec<bool>,
     /// How far ahead a remote stamp may be and still be followed.
     pub max_clock_drift_ms: u64,
     /// How long idempotency keys are remembered.
@@ -68,6 +76,7 @@ impl RunConfig {
     pub fn calm(nodes: usize) -> Self {
         Self {
             nodes,
+            regions: (0..nodes).collect(),
             partitions: 2,
             network: NetworkConfig {
                 latency_us: 1_000,
@@ -77,11 +86,15 @@ impl RunConfig {
                 lost_of_1000: 0,
                 doubled_of_1000: 0,
                 reordered_of_1000: 0,
+                damaged_of_1000: 0,
+                links: BTreeMap::new(),
             },
             tuning: Tuning::default(),
             fsync_us: vec![100; nodes],
             group_max: 64,
             clock_offsets_ms: vec![0; nodes],
+            drifts_ppm: vec![0; nodes],
+            unsynced: vec![false; nodes],
             max_clock_drift_ms: 60_000,
             idempotency_window_ms: 86_400_000,
             active_us: 0,
@@ -112,15 +125,26 @@ impl RunConfig {
         pairs.filter(|&(a, b)| !same(a, b)).collect()
     }
 
+    /// Whether a link leads out of a region.
+    pub fn leaves(&self, region: usize, link: Pair) -> bool {
+        // The place after the nodes is that of the copied one.
+        let node = |place: usize| if place < self.nodes { place } else { self.copied.unwrap_or(0) };
+        (self.regions[node(link.0)] == region) != (self.regions[node(link.1)] == region)
+    }
+
     /// Simulated time within which all nodes must agree after faults end.
     pub fn convergence_us_max(&self) -> u64 {
         let tuning = &self.tuning;
         // A waiting delta costs several times what a small one does in a window.
         let in_flight = (self.nodes - 1) * (tuning.window_bytes + tuning.chunk_bytes) * 4;
         let lossy_and_small = self.network.lost_of_1000 > 0 && tuning.window_bytes < SMALL_WINDOW_BYTES;
+        let narrow = self.network.links.values().any(|link| link.bytes_per_second.is_some());
         let few_a_request = tuning.relay_bytes < SMALL_ANSWER_BYTES;
-        let cramped =
-            tuning.pending_bytes_max < in_flight || lossy_and_small || few_a_request || self.has_old();
+        let cramped = tuning.pending_bytes_max < in_flight
+            || lossy_and_small
+            || narrow
+            || few_a_request
+            || self.has_old();
         if cramped { CRAMPED_CONVERGENCE_US_MAX } else { CONVERGENCE_US_MAX }
     }
 }

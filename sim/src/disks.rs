@@ -51,6 +51,7 @@ impl World {
         member.stopping = None;
         member.node = Some(node);
         self.trace.line(self.now_us, format_args!("n{i} starts"));
+        self.synced_all(i);
         let NodeConfig { node: name, region, .. } = &self.nodes[i].config;
         self.trace.mark(self.now_us, || What::Started {
             node: i,
@@ -72,20 +73,24 @@ impl World {
             self.now_us,
             format_args!("n{i} crashes, its last batch is {}", if kept { "kept" } else { "lost" }),
         );
+        self.met("process killed");
         self.cease(i, kept)
     }
 
     /// The process is gone.
-    fn cease(&mut self, i: usize, kept: bool) -> Result<(), Violation> {
-        if let Some(group) = self.nodes[i].group.take()
-            && kept
-        {
-            // On the disk, and nobody was told: the commits happened.
-            self.persist(i, group)?;
+    pub(crate) fn cease(&mut self, i: usize, kept: bool) -> Result<(), Violation> {
+        if let Some(group) = self.nodes[i].group.take() {
+            self.met(if kept { "batch kept, its outputs lost" } else { "batch lost" });
+            if kept {
+                // On the disk, and nobody was told: the commits happened.
+                self.persist(i, group)?;
+            }
         }
         self.trace.mark(self.now_us, || What::Ended { node: i });
         let member = &mut self.nodes[i];
         member.node = None;
+        member.trouble.stop();
+        member.ended.clear();
         member.inbox.clear();
         member.open.clear();
         member.stopping = None;
@@ -120,8 +125,10 @@ impl World {
 
     pub(crate) fn end(&mut self, i: usize, outage_us: u64) -> Result<(), Violation> {
         self.trace.line(self.now_us, format_args!("n{i} ends"));
+        self.met("process stopped");
         self.cease(i, true)?;
         self.backup(i, true);
+        self.synced_all(i);
         self.at(outage_us, Event::Start(i));
         Ok(())
     }
@@ -155,6 +162,7 @@ impl World {
                 self.now_us,
                 format_args!("the disk of n{i} goes back, clean {}, same place {same_place}", image.clean),
             );
+            self.met("disk put back");
             self.trace.mark(self.now_us, || What::Happened {
                 node: i,
                 what: "an earlier copy of its disk is put back".to_string(),
@@ -188,6 +196,7 @@ impl World {
             self.now_us,
             format_args!("n{twin} begins on a copy of the directory of n{i}, same place {same_place}"),
         );
+        self.met("directory copied");
         self.trace.mark(self.now_us, || What::Happened {
             node: twin,
             what: format!("it begins on a copy of the directory of n{i}"),
@@ -249,6 +258,11 @@ impl World {
 
     fn something_was_lost(&mut self) -> Result<(), Violation> {
         self.may_wait_for_ever = true;
+        self.owed_no_more()
+    }
+
+    /// What no disk holds any more is owed to nobody.
+    pub(crate) fn owed_no_more(&mut self) -> Result<(), Violation> {
         let mut held: BTreeMap<PartitionId, VersionVector> = BTreeMap::new();
         for i in (0..self.nodes.len()).filter(|&i| self.nodes[i].takes_part) {
             for (id, context) in self.contexts(i)? {

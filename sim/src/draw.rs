@@ -3,6 +3,8 @@
 //! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then commits and faults in
 //! the order of their times. All draws are integers, all rates are ratios.
 
+use std::collections::BTreeMap;
+
 use godwit_core::partition::Sizes;
 use godwit_core::rng::Rng;
 use godwit_proto::Tuning;
@@ -10,7 +12,7 @@ use godwit_proto::message::{WIRE_OLDEST, WIRE_VERSION};
 
 use crate::clients::Plan;
 use crate::config::RunConfig;
-use crate::network::NetworkConfig;
+use crate::network::{LinkConfig, NetworkConfig, Pair, pair};
 use crate::script::{Act, Script, Step};
 use crate::workload;
 
@@ -28,6 +30,8 @@ struct Rates {
     outage_us_max: u64,
     /// Whether disks are put back.
     rollbacks: bool,
+    /// Whether links are cut one way and flap, processes stand still, disks are slow, disks refuse writes.
+    world: [bool; 4],
 }
 
 /// Draws a script.
@@ -40,7 +44,16 @@ pub fn draw(seed: u64) -> Script {
 }
 
 fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
-    let nodes = 2 + rng.below(4) as usize;
+    // One run in three has regions of several nodes.
+    let regions: Vec<usize> = if rng.chance(1, 3) {
+        let sizes = (0..1 + rng.below(4)).map(|_| 1 + rng.below(3) as usize).collect::<Vec<_>>();
+        let all = sizes.iter().enumerate().flat_map(|(region, &size)| std::iter::repeat_n(region, size));
+        let all: Vec<usize> = all.collect();
+        if all.len() > 1 { all } else { vec![0, 0] }
+    } else {
+        (0..2 + rng.below(4) as usize).collect()
+    };
+    let nodes = regions.len();
     let latency_us = 200 << rng.below(10);
     let harsh = rng.chance(1, 3);
     let idle_us = 500_000 + rng.below(10_000_000);
@@ -52,6 +65,8 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         lost_of_1000: if harsh { rng.below(60) } else { 0 },
         doubled_of_1000: if harsh { rng.below(60) } else { 0 },
         reordered_of_1000: if harsh { rng.below(200) } else { 0 },
+        damaged_of_1000: if harsh && rng.chance(1, 2) { 1 + rng.below(5) } else { 0 },
+        links: if rng.chance(1, 2) { links(rng, &regions) } else { BTreeMap::new() },
     };
     let tuning = Tuning {
         contexts_delay_us: 1_000 << rng.below(8),
@@ -81,7 +96,13 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
     let rollbacks = !old && copied.is_none() && rng.chance(1, 3);
     let windows_end = rng.chance(1, 3);
     let window_ms = if windows_end { 1_000 << rng.below(5) } else { 86_400_000 };
+    // What a power cut takes, no copy of a disk may bring back.
+    let plain = !rollbacks && copied.is_none();
+    let some_unsynced = plain && rng.chance(1, 3);
+    let unsynced: Vec<bool> = (0..nodes).map(|_| some_unsynced && rng.chance(1, 2)).collect();
+    let drifting = rng.chance(1, 3);
     let rates = Rates {
+        world: [rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3)],
         commit_every_us: 20_000 << rng.below(5),
         fault_every_us: rng.chance(9, 10).then(|| 200_000 << rng.below(5)),
         outage_us_max: 200_000 << rng.below(7),
@@ -96,7 +117,6 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         partitions: 1 + rng.below(3) as u16,
         network,
         tuning,
-        fsync_us: (0..nodes).map(|_| 100 << rng.below(8)).collect(),
         group_max: 1 << rng.below(7),
         clock_offsets_ms: (0..nodes).map(|_| offset_ms(rng)).collect(),
         max_clock_drift_ms: 1 << rng.below(20),
@@ -104,7 +124,12 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         active_us: 5_000_000 + rng.below(25_000_000),
         star: !old && copied.is_none() && rng.chance(1, 4),
         busy: rng.chance(1, 4).then(|| rng.below(workload::records().len() as u64) as usize),
+        drifts_ppm: (0..nodes).map(|_| if drifting { drift_ppm(rng) } else { 0 }).collect(),
+        // Long syncs where answers do not wait for them: a power cut has something to take.
+        fsync_us: unsynced.iter().map(|&unsynced| 100 << rng.below(if unsynced { 12 } else { 8 })).collect(),
+        unsynced,
         nodes,
+        regions,
     };
     (config, rates)
 }
@@ -204,15 +229,78 @@ impl Drawer {
         if let Some(node) = config.copied.filter(|_| rng.chance(1, 8)) {
             return Some(Act::Copy { node });
         }
+        let power = config.unsynced[node] && rng.chance(1, 3);
+        if power {
+            return Some(Act::PowerCut { node, for_us });
+        }
+        if let Some(act) = rates.of_the_world(rng, node, link, for_us) {
+            return Some(act);
+        }
         Some(match rng.below(12) {
             0..=2 => Act::Cut { link, for_us },
-            3..=4 => Act::Isolate { node, for_us },
+            3 => Act::Isolate { node, for_us },
+            4 => Act::IsolateRegion { region: config.regions[node], for_us },
             5 => Act::Reset { link },
             6..=8 => Act::Crash { node, for_us },
             9..=10 => Act::Stop { node, for_us },
             _ => Act::Clock { node, offset_ms: offset_ms(rng) },
         })
     }
+}
+
+impl Rates {
+    /// One of the faults that not every run has, or none.
+    fn of_the_world(&self, rng: &mut Rng, node: usize, link: Pair, for_us: u64) -> Option<Act> {
+        let [links, pauses, slow, refusing] = self.world;
+        if links && rng.chance(1, 6) {
+            if rng.chance(1, 2) {
+                let (from, to) = if rng.chance(1, 2) { link } else { (link.1, link.0) };
+                return Some(Act::CutWay { from, to, for_us });
+            }
+            return Some(Act::Flap { link, times: 2 + rng.below(20), each_us: 1_000 << rng.below(9) });
+        }
+        if pauses && rng.chance(1, 8) {
+            return Some(Act::Pause { node, for_us });
+        }
+        if slow && rng.chance(1, 8) {
+            return Some(Act::SlowDisk { node, fsync_us: 100_000 << rng.below(6), for_us });
+        }
+        (refusing && rng.chance(1, 8)).then_some(Act::RefusingDisk { node, for_us })
+    }
+}
+
+/// Links of their own: short and wide within a region; between two regions as long as chance has it, mostly wide, and with a
+/// long tail where packets are lost.
+fn links(rng: &mut Rng, regions: &[usize]) -> BTreeMap<Pair, LinkConfig> {
+    let mut between: BTreeMap<Pair, LinkConfig> = BTreeMap::new();
+    let mut links = BTreeMap::new();
+    for b in 0..regions.len() {
+        for a in 0..b {
+            let far = *between.entry(pair(regions[a], regions[b])).or_insert_with(|| {
+                let latency_us = 1_000 + rng.below(150_000);
+                LinkConfig {
+                    latency_us,
+                    jitter_us: rng.below(latency_us),
+                    bytes_per_second: rng.chance(1, 2).then(|| 20_000 << rng.below(8)),
+                    lost_of_million: if rng.chance(1, 2) { 1 << rng.below(17) } else { 0 },
+                }
+            });
+            let near = LinkConfig {
+                latency_us: 100 + rng.below(400),
+                jitter_us: rng.below(200),
+                bytes_per_second: None,
+                lost_of_million: 0,
+            };
+            links.insert((a, b), if regions[a] == regions[b] { near } else { far });
+        }
+    }
+    links
+}
+
+/// What a clock gains or loses: a good one 50 millionths, a broken one a tenth.
+fn drift_ppm(rng: &mut Rng) -> i64 {
+    let most = *rng.pick(&[50i64, 1_000, 100_000]);
+    rng.below(2 * most as u64 + 1) as i64 - most
 }
 
 /// How far off a clock is: mostly little, sometimes hours.

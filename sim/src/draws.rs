@@ -28,6 +28,8 @@ pub enum Of {
     Pages = 9,
     /// What the busy client writes: look.
     Busy = 10,
+    /// What a power cut leaves: node, life.
+    PowerCut = 11,
     /// The pages of sets: node, time.
     Members = 20,
 }

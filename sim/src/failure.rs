@@ -117,6 +117,25 @@ impl fmt::Display for Act {
                 write!(f, "the link of n{a} and n{b} is cut for {}", ms(for_us))
             }
             Self::Isolate { node, for_us } => write!(f, "all links of n{node} are cut for {}", ms(for_us)),
+            Self::IsolateRegion { region, for_us } => {
+                write!(f, "all links of region r{region} to others are cut for {}", ms(for_us))
+            }
+            Self::CutWay { from, to, for_us } => {
+                write!(f, "frames from n{from} to n{to} stall for {}", ms(for_us))
+            }
+            Self::Flap { link: (a, b), times, each_us } => {
+                write!(f, "the link of n{a} and n{b} is cut {times} times for {} each", ms(each_us))
+            }
+            Self::Pause { node, for_us } => write!(f, "n{node} stands still for {}", ms(for_us)),
+            Self::SlowDisk { node, fsync_us, for_us } => {
+                write!(f, "a sync of the disk of n{node} takes {}, for {}", ms(fsync_us), ms(for_us))
+            }
+            Self::RefusingDisk { node, for_us } => {
+                write!(f, "the disk of n{node} refuses writes for {}", ms(for_us))
+            }
+            Self::PowerCut { node, for_us } => {
+                write!(f, "the power of n{node} goes, and it starts again after {}", ms(for_us))
+            }
             Self::Reset { link: (a, b) } => write!(f, "the connection of n{a} and n{b} is reset"),
             Self::Crash { node, for_us } => {
                 write!(f, "n{node} is killed, and starts again after {}", ms(for_us))

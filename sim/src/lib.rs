@@ -7,7 +7,7 @@
 //!
 //! - [`spec`]: the meaning of the types, as plain code over histories of events; shares nothing with the engine;
 //! - [`oracle`]: what must hold (DESIGN.md §5), checked while a run goes on;
-//! - [`world`] and [`network`]: nodes, disks, clocks, links and their faults;
+//! - [`world`], [`network`] and [`faults`]: nodes, disks, clocks, links and what goes wrong with them;
 //! - [`workload`] and [`clients`]: what clients do, on tiny key spaces, since collisions find bugs;
 //! - [`draw`], [`script`], [`config`]: from a seed to a script, which is all that comes from outside, with its times;
 //! - [`recording`]: scripts as files;
@@ -22,7 +22,9 @@ pub mod config;
 mod disks;
 pub mod draw;
 pub mod draws;
+mod event;
 pub mod failure;
+pub mod faults;
 mod judge;
 mod lines;
 pub mod network;

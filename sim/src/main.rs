@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use godwit_sim::{draw, run, vectors};
+use godwit_sim::faults::{self, Faults};
+use godwit_sim::run::{self, RunReport};
+use godwit_sim::{draw, vectors};
 
 mod replay;
 
@@ -28,6 +32,9 @@ enum Command {
         /// The first seed.
         #[arg(long, default_value_t = 1)]
         from: u64,
+        /// Seeds that run at once, each in a thread of its own.
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
         #[command(flatten)]
         kept: Kept,
     },
@@ -42,51 +49,99 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Run { seeds, from, kept } => run_seeds(from, seeds, &kept),
+        Command::Run { seeds, from, jobs, kept } => run_seeds(from, seeds, jobs, &kept),
         Command::Replay(arguments) => replay::replay(&arguments),
         Command::Vectors { file } => play_vectors(&file),
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "measures how fast the simulator is; decides nothing")]
-fn run_seeds(from: u64, seeds: u64, kept: &Kept) -> anyhow::Result<ExitCode> {
-    let started = std::time::Instant::now();
-    let (mut failed, mut simulated_us, mut events, mut commits, mut reads) = (0u64, 0u64, 0u64, 0usize, 0u64);
-    let mut slowest_us = 0;
-    for seed in (0..seeds).map(|i| from.wrapping_add(i)) {
-        let report = run::run(seed, false);
-        simulated_us += report.simulated_us;
-        events += report.events;
-        commits += report.commits;
-        reads += report.reads;
-        slowest_us = slowest_us.max(report.convergence_us);
-        if report.violation.is_some() {
-            failed += 1;
-            let name = format!("seed-{seed}");
-            // One short history is enough to begin with, and shrinking takes as long as many seeds.
-            if failed == 1 {
-                replay::show_shrunk(&name, &draw::draw(seed), &report, kept)?;
-            } else {
-                replay::print_failure(&name, &report);
-                println!("    a short history of it: godwit-sim replay --shrink --seed {seed}");
-            }
+/// What many seeds came to.
+#[derive(Default)]
+struct Tally {
+    failed: u64,
+    simulated_us: u64,
+    events: u64,
+    commits: usize,
+    reads: u64,
+    slowest_us: u64,
+    faults: Faults,
+    /// The first failure that came.
+    first: Option<(u64, RunReport)>,
+}
+
+impl Tally {
+    fn add(&mut self, report: &RunReport) {
+        self.simulated_us += report.simulated_us;
+        self.events += report.events;
+        self.commits += report.commits;
+        self.reads += report.reads;
+        self.slowest_us = self.slowest_us.max(report.convergence_us);
+        self.failed += u64::from(report.violation.is_some());
+        for (kind, times) in &report.faults {
+            *self.faults.entry(kind).or_default() += times;
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "measures how fast the simulator is, and runs whole seeds beside each other; decides nothing"
+)]
+fn run_seeds(from: u64, seeds: u64, jobs: usize, kept: &Kept) -> anyhow::Result<ExitCode> {
+    let started = std::time::Instant::now();
+    let next = AtomicU64::new(0);
+    let tally = Mutex::new(Tally::default());
+    let work = || {
+        loop {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            if nth >= seeds {
+                return;
+            }
+            let seed = from.wrapping_add(nth);
+            let report = run::run(seed, false);
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.add(&report);
+            if report.violation.is_some() {
+                let name = format!("seed-{seed}");
+                replay::print_failure(&name, &report);
+                println!("    a short history of it: godwit-sim replay --shrink --seed {seed}");
+                tally.first.get_or_insert((seed, report));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let wall_ms = started.elapsed().as_millis().max(1) as u64;
     println!(
-        "{seeds} seeds from {from}: {failed} failed; {commits} commits, {reads} reads compared, {events} events; \
+        "{seeds} seeds from {from}: {} failed; {} commits, {} reads compared, {} events; \
          slowest convergence {} ms",
-        slowest_us / 1000
+        tally.failed,
+        tally.commits,
+        tally.reads,
+        tally.events,
+        tally.slowest_us / 1000
     );
     println!(
         "{} simulated seconds in {} ms: {} times real time, {} seeds an hour, {} events a second",
-        simulated_us / 1_000_000,
+        tally.simulated_us / 1_000_000,
         wall_ms,
-        simulated_us / 1000 / wall_ms,
+        tally.simulated_us / 1000 / wall_ms,
         seeds * 3_600_000 / wall_ms,
-        events * 1000 / wall_ms
+        tally.events * 1000 / wall_ms
     );
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    for kind in faults::KINDS {
+        println!("{:>10} {kind}", tally.faults.get(kind).copied().unwrap_or(0));
+    }
+    // One short history is enough to begin with, and shrinking takes as long as many seeds.
+    if let Some((seed, report)) = &tally.first {
+        replay::show_shrunk(&format!("seed-{seed}"), &draw::draw(*seed), report, kept)?;
+    }
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn play_vectors(file: &PathBuf) -> anyhow::Result<ExitCode> {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clients::Plan;
 use crate::config::RunConfig;
+use crate::network::pair;
 use crate::script::{Act, Script, Step};
 use crate::workload;
 
@@ -23,6 +24,10 @@ pub const SCRIPT_VERSION: u32 = 1;
 pub const NODES_MAX: usize = 64;
 /// The most clients that carry tokens.
 pub const CLIENTS_MAX: usize = 1_000;
+/// The most times that one step cuts a link.
+pub const FLAPS_MAX: u64 = 1_000;
+/// What a clock may gain or lose, in millionths.
+pub const DRIFT_PPM_MAX: u64 = 1_000_000;
 /// The most steps of a script.
 pub const STEPS_MAX: usize = 1_000_000;
 /// The longest time that a script may name, in simulated microseconds: a day.
@@ -140,6 +145,9 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
         ("fsync_us", config.fsync_us.len()),
         ("clock_offsets_ms", config.clock_offsets_ms.len()),
         ("wires", config.wires.len()),
+        ("regions", config.regions.len()),
+        ("drifts_ppm", config.drifts_ppm.len()),
+        ("unsynced", config.unsynced.len()),
     ] {
         demand(len == nodes, || format!("{name} must have an entry for each of {nodes} nodes, not {len}"))?;
     }
@@ -159,10 +167,22 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
         ("lost_of_1000", network.lost_of_1000),
         ("doubled_of_1000", network.doubled_of_1000),
         ("reordered_of_1000", network.reordered_of_1000),
+        ("damaged_of_1000", network.damaged_of_1000),
     ] {
         demand(ratio < 1_000, || format!("{name} must be below 1000, not {ratio}"))?;
     }
+    demand(network.links.keys().all(|link| config.pairs().contains(link)), || {
+        "links must be those of two nodes, the smaller place first".into()
+    })?;
+    demand(network.links.values().all(|link| link.lost_of_million < 1_000_000), || {
+        "lost_of_million must be below 1000000".into()
+    })?;
+    demand(config.drifts_ppm.iter().all(|ppm| ppm.unsigned_abs() <= DRIFT_PPM_MAX), || {
+        format!("drifts_ppm must be at most {DRIFT_PPM_MAX}")
+    })?;
+    let of_links = network.links.values().flat_map(|link| [link.latency_us, link.jitter_us]);
     let times = [
+        ("the latency of a link", of_links.max().unwrap_or(0)),
         ("active_us", config.active_us),
         ("latency_us", network.latency_us),
         ("jitter_us", network.jitter_us),
@@ -218,10 +238,26 @@ fn check_act(config: &RunConfig, act: &Act) -> Result<(), String> {
         }
         Act::Count { node: at, .. } | Act::Check { node: at } => node(*at),
         Act::Isolate { node: at, for_us }
+        | Act::Pause { node: at, for_us }
+        | Act::RefusingDisk { node: at, for_us }
+        | Act::PowerCut { node: at, for_us }
         | Act::Crash { node: at, for_us }
         | Act::Stop { node: at, for_us } => node(*at).and_then(|()| time(*for_us)),
         Act::Cut { link: cut, for_us } => link(*cut).and_then(|()| time(*for_us)),
         Act::Reset { link: reset } => link(*reset),
+        Act::CutWay { from, to, for_us } => link(pair(*from, *to)).and_then(|()| time(*for_us)),
+        Act::Flap { link: flaps, times, each_us } => {
+            link(*flaps)?;
+            demand(*times <= FLAPS_MAX, || format!("a link flaps at most {FLAPS_MAX} times, not {times}"))?;
+            time(times.saturating_mul(*each_us))
+        }
+        Act::IsolateRegion { region, for_us } => {
+            demand(config.regions.contains(region), || format!("there is no region {region}"))?;
+            time(*for_us)
+        }
+        Act::SlowDisk { node: at, fsync_us, for_us } => {
+            node(*at).and_then(|()| time(*fsync_us)).and_then(|()| time(*for_us))
+        }
         Act::Clock { node: at, offset_ms } => {
             node(*at)?;
             demand(offset_ms.unsigned_abs() <= TIME_US_MAX, || {

@@ -16,7 +16,8 @@ use crate::config::RunConfig;
 use crate::draw;
 use crate::draws::Of;
 use crate::failure::View;
-use crate::network::Pair;
+use crate::faults::Faults;
+use crate::network::{Pair, pair};
 use crate::oracle::Violation;
 use crate::script::{Act, Script};
 use crate::trace::{Mark, Watch};
@@ -56,6 +57,8 @@ pub struct RunReport {
     pub reads: u64,
     /// How long agreement took after faults ended.
     pub convergence_us: u64,
+    /// What went wrong, by kind ([`crate::faults::KINDS`]), and how often it had an effect.
+    pub faults: Faults,
     /// What each node had when something did not hold.
     pub views: Vec<View>,
     /// What happened, if it was kept.
@@ -92,6 +95,7 @@ pub fn play(script: &Script, watch: Watch) -> RunReport {
         frames: world.frames,
         reads: world.oracle.reads(),
         convergence_us: verdict.as_ref().copied().unwrap_or(0),
+        faults: world.met_so_far(),
         views: verdict.as_ref().map_or_else(|violation| world.views(&violation.what), |_| Vec::new()),
         marks: world.trace.into_marks(),
         violation: verdict.err(),
@@ -106,14 +110,14 @@ fn words_of(panic: &(dyn Any + Send)) -> String {
 fn live(world: &mut World, script: &Script) -> Result<u64, Violation> {
     for step in &script.steps {
         while world.advance(step.at_us)? {}
-        act(world, &step.act);
+        act(world, &script.config, &step.act);
     }
     while world.advance(script.config.active_us)? {}
     converge(world, &script.config)
 }
 
 /// Lets something happen, with all that follows from it in time.
-fn act(world: &mut World, act: &Act) {
+fn act(world: &mut World, config: &RunConfig, act: &Act) {
     match act.clone() {
         Act::Commit { node, writes } => {
             world.at(0, Event::Client(node, Ask { writes, ..Ask::default() }));
@@ -130,6 +134,33 @@ fn act(world: &mut World, act: &Act) {
                 world.at(0, Event::Cut(link));
                 world.at(for_us, Event::Heal(link));
             }
+        }
+        Act::IsolateRegion { region, for_us } => {
+            let links = config.pairs().into_iter().filter(|&link| config.leaves(region, link));
+            for link in links {
+                world.at(0, Event::Cut(link));
+                world.at(for_us, Event::Heal(link));
+            }
+        }
+        Act::CutWay { from, to, for_us } => {
+            world.at(0, Event::CutWay(from, to));
+            world.at(for_us, Event::Heal(pair(from, to)));
+        }
+        Act::Flap { link, times, each_us } => {
+            for nth in 0..times {
+                world.at(2 * nth * each_us, Event::Cut(link));
+                world.at((2 * nth + 1) * each_us, Event::Heal(link));
+            }
+        }
+        Act::Pause { node, for_us } => {
+            world.at(0, Event::Pause(node));
+            world.at(for_us, Event::Resume(node));
+        }
+        Act::SlowDisk { node, fsync_us, for_us } => world.at(0, Event::SlowDisk(node, fsync_us, for_us)),
+        Act::RefusingDisk { node, for_us } => world.at(0, Event::RefusingDisk(node, for_us)),
+        Act::PowerCut { node, for_us } => {
+            world.at(0, Event::PowerCut(node));
+            world.at(for_us, Event::Start(node));
         }
         Act::Reset { link } => world.at(0, Event::Reset(link)),
         Act::Crash { node, for_us } => {
@@ -163,7 +194,9 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
             world.at(0, Event::Crash(other));
         }
     }
+    world.at(0, Event::Mend);
     for node in 0..world.node_count() {
+        world.at(0, Event::Resume(node));
         world.at(0, Event::Start(node));
     }
     if let Some(record) = config.busy.map(|busy| workload::records()[busy].clone()) {
@@ -243,6 +276,7 @@ fn failed_to_begin(seed: u64, violation: Violation) -> RunReport {
         frames: 0,
         reads: 0,
         convergence_us: 0,
+        faults: Faults::new(),
         views: Vec::new(),
         marks: Vec::new(),
     }

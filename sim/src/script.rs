@@ -88,10 +88,65 @@ pub enum Act {
         /// How long it is cut off.
         for_us: u64,
     },
+    /// All links of a region to others are cut, and heal.
+    IsolateRegion {
+        /// The region, by number.
+        region: usize,
+        /// How long it is cut off.
+        for_us: u64,
+    },
     /// The connection between two nodes is reset.
     Reset {
         /// The link, the smaller place first.
         link: (usize, usize),
+    },
+    /// Frames from one node to another stall, and pass again.
+    CutWay {
+        /// The node whose frames stall.
+        from: usize,
+        /// The node that does not get them.
+        to: usize,
+        /// How long.
+        for_us: u64,
+    },
+    /// The link between two nodes is cut and heals, many times.
+    Flap {
+        /// The link, the smaller place first.
+        link: (usize, usize),
+        /// How often.
+        times: u64,
+        /// How long it is cut each time, and how long it works then.
+        each_us: u64,
+    },
+    /// A process stands still, and goes on.
+    Pause {
+        /// The node.
+        node: usize,
+        /// How long it stands still.
+        for_us: u64,
+    },
+    /// A disk is slow for a while.
+    SlowDisk {
+        /// The node.
+        node: usize,
+        /// What a sync takes.
+        fsync_us: u64,
+        /// How long.
+        for_us: u64,
+    },
+    /// A disk refuses writes for a while, as a full or a failing one does.
+    RefusingDisk {
+        /// The node.
+        node: usize,
+        /// How long.
+        for_us: u64,
+    },
+    /// The power of a node goes, and it starts again.
+    PowerCut {
+        /// The node.
+        node: usize,
+        /// The time until it starts.
+        for_us: u64,
     },
     /// A process is killed, and starts again.
     Crash {

@@ -146,6 +146,16 @@ fn smaller_acts(config: &RunConfig, act: &Act) -> Vec<Act> {
             let links = config.pairs().into_iter().filter(|link| link.0 == *node || link.1 == *node);
             links.map(|link| Act::Cut { link, for_us: *for_us }).collect()
         }
+        Act::IsolateRegion { region, for_us } => {
+            let links = config.pairs().into_iter().filter(|&link| config.leaves(*region, link));
+            links.map(|link| Act::Cut { link, for_us: *for_us }).collect()
+        }
+        Act::Flap { link, times, each_us } => {
+            let fewer =
+                (*times > 1).then_some(Act::Flap { link: *link, times: times / 2, each_us: *each_us });
+            fewer.into_iter().chain([Act::Cut { link: *link, for_us: *each_us }]).collect()
+        }
+        Act::PowerCut { node, for_us } => vec![Act::Crash { node: *node, for_us: *for_us }],
         _ => Vec::new(),
     }
 }
@@ -189,7 +199,7 @@ fn without<T: Clone>(all: &[T], i: usize) -> Vec<T> {
 }
 
 /// Values of the configuration that say less.
-const PLAINER: [fn(&mut Script); 17] = [
+const PLAINER: [fn(&mut Script); 21] = [
     |script| script.config.active_us = script.steps.last().map_or(0, |step| step.at_us),
     |script| script.config.busy = None,
     |script| script.config.star = false,
@@ -213,6 +223,10 @@ const PLAINER: [fn(&mut Script); 17] = [
         script.config.idempotency_window_ms = 86_400_000;
     },
     |script| script.config.partitions = 1,
+    |script| script.config.network.links.clear(),
+    |script| script.config.network.damaged_of_1000 = 0,
+    |script| script.config.drifts_ppm.fill(0),
+    |script| script.config.unsynced.fill(false),
     |script| script.config.tuning = Tuning::default(),
     |script| script.config.tuning.sizes = Tuning::default().sizes,
     |script| {
@@ -247,6 +261,13 @@ fn without_node(script: &mut Script, node: usize) {
     config.fsync_us.remove(node);
     config.clock_offsets_ms.remove(node);
     config.wires.remove(node);
+    config.regions.remove(node);
+    config.drifts_ppm.remove(node);
+    config.unsynced.remove(node);
+    let up = |place: usize| place - usize::from(place > node);
+    let links = std::mem::take(&mut config.network.links).into_iter();
+    let links = links.filter(|&((a, b), _)| a != node && b != node);
+    config.network.links = links.map(|((a, b), link)| ((up(a), up(b)), link)).collect();
     without_place(script, node);
 }
 
@@ -258,7 +279,10 @@ fn without_place(script: &mut Script, gone: usize) {
         stays
     };
     script.steps.retain_mut(|Step { act, .. }| match act {
-        Act::Cut { link: (a, b), .. } | Act::Reset { link: (a, b) } => kept(a) & kept(b),
+        Act::Cut { link: (a, b), .. }
+        | Act::Flap { link: (a, b), .. }
+        | Act::CutWay { from: a, to: b, .. }
+        | Act::Reset { link: (a, b) } => kept(a) & kept(b),
         Act::Rollback { nodes } => {
             nodes.retain_mut(kept);
             !nodes.is_empty()
@@ -275,12 +299,21 @@ fn place_of(act: &mut Act) -> Option<&mut usize> {
         | Act::Count { node, .. }
         | Act::Check { node }
         | Act::Isolate { node, .. }
+        | Act::Pause { node, .. }
+        | Act::SlowDisk { node, .. }
+        | Act::RefusingDisk { node, .. }
+        | Act::PowerCut { node, .. }
         | Act::Crash { node, .. }
         | Act::Stop { node, .. }
         | Act::Clock { node, .. }
         | Act::Backup { node }
         | Act::Copy { node } => Some(node),
-        Act::Cut { .. } | Act::Reset { .. } | Act::Rollback { .. } => None,
+        Act::Cut { .. }
+        | Act::CutWay { .. }
+        | Act::Flap { .. }
+        | Act::IsolateRegion { .. }
+        | Act::Reset { .. }
+        | Act::Rollback { .. } => None,
     }
 }
 

@@ -1,11 +1,14 @@
 //! The trace of a run: every event in order, hashed, and printed if asked for.
 //!
 //! Two runs of one seed must have the same digest. The digest covers the lines themselves, so whatever a line
-//! shows is covered. Lines are gathered before they are hashed: hashing is quick on long stretches only. Beside the digest,
-//! what a picture of the run needs is kept if somebody wants one: that decides nothing.
+//! shows is covered. Beside it, what a picture of the run needs is kept if somebody wants one: that decides nothing.
+//!
+//! Lines are gathered before they are hashed: hashing is quick on long stretches only.
 
 use std::fmt;
-use std::io::Write as _;
+
+/// How much is gathered before it is hashed.
+const GATHERED_BYTES: usize = 64 * 1024;
 
 /// What becomes of a trace, its digest apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,9 +57,6 @@ pub enum What {
     State { node: usize, digest: u64 },
 }
 
-/// How much is gathered before it is hashed.
-const GATHERED_BYTES: usize = 64 * 1024;
-
 /// A growing trace.
 #[derive(Debug)]
 pub struct Trace {
@@ -89,8 +89,7 @@ impl Trace {
             self.gathered.clear();
         }
         if self.watch.print {
-            // A reader that has seen enough ends no run.
-            let _ = writeln!(std::io::stdout(), "{:>13.6}s {what}", now_us as f64 / 1e6);
+            println!("{:>13.6}s {what}", now_us as f64 / 1e6);
         }
     }
 

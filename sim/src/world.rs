@@ -8,10 +8,10 @@
 //! What clients do here is in [`crate::clients`], what becomes of processes and disks in [`crate::disks`], what is looked at in
 //! [`crate::checks`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use godwit_core::context::VersionVector;
-use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
+use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::Limits;
 use godwit_core::row::FieldType;
@@ -20,10 +20,12 @@ use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::incarnation::CONFIRM_WAIT_US;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, RequestId};
 
-use crate::clients::{Client, Plan};
+use crate::clients::Client;
 use crate::config::RunConfig;
 use crate::disks::Image;
 use crate::draws::{Draws, Of};
+pub use crate::event::Event;
+use crate::faults::{Faults, Trouble, Unsynced};
 use crate::judge::{Asked, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Commit, Oracle, Violation};
@@ -39,83 +41,6 @@ const MOMENT_STEPS_MAX: u32 = 100_000;
 /// Wall time at the beginning, in milliseconds since 1970.
 const WALL_START_MS: u64 = 1_800_000_000_000;
 
-/// What happens at a moment.
-#[derive(Debug)]
-pub enum Event {
-    /// A client commits at a node.
-    Client(usize, Ask),
-    /// A client with a token does something at a node.
-    Session {
-        /// The client.
-        client: usize,
-        /// The node.
-        node: usize,
-        /// What it does.
-        plan: Plan,
-    },
-    /// Somebody asks a node for the size of a set, so that it is kept from then on.
-    Count(usize, RecordId, Field),
-    /// A read of a node's whole state is compared with the specification.
-    Check(usize),
-    /// A batch becomes durable.
-    Durable {
-        /// The node.
-        node: usize,
-        /// Its life, counted up by each start.
-        life: u64,
-    },
-    /// A node's machine may have something to do.
-    Timer(usize),
-    /// A frame arrives.
-    Arrival(Frame),
-    /// Two nodes try to connect.
-    Connect(Pair),
-    /// One end of a connection learns that it has ended.
-    Down {
-        /// The end.
-        node: usize,
-        /// The other end.
-        peer: usize,
-        /// The connection.
-        link: u64,
-    },
-    /// A connection has been cut for too long, if it still is.
-    Idle(Pair, u64),
-    /// The link between two nodes is cut.
-    Cut(Pair),
-    /// It works again.
-    Heal(Pair),
-    /// No more cuts and heals: the link stays as it is.
-    Seal(Pair),
-    /// The connection between two nodes is reset.
-    Reset(Pair),
-    /// A node's process is killed.
-    Crash(usize),
-    /// It starts again.
-    Start(usize),
-    /// A node is told to stop, and starts again so many microseconds after it has.
-    Stop(usize, u64),
-    /// A process that has said that it stops ends, and starts again so many microseconds later.
-    End {
-        /// The node.
-        node: usize,
-        /// Its life.
-        life: u64,
-        /// The time until it starts again.
-        outage_us: u64,
-    },
-    /// A node's disk is copied, to be put back later.
-    Backup(usize),
-    /// Nodes are killed and get back earlier copies of their disks.
-    Rollback(Vec<usize>),
-    /// A second process starts on a copy of a node's directory, under the same name.
-    Copy(usize),
-    /// A process ends for good.
-    Retire(usize),
-    /// A node's wall clock is set, in milliseconds off.
-    ClockStep(usize, i64),
-}
-
 /// A node with its process, disk and clock.
 #[derive(Debug)]
 pub(crate) struct Machinery {
@@ -126,10 +51,15 @@ pub(crate) struct Machinery {
     pub(crate) node: Option<Node>,
     pub(crate) disk: MemStore,
     pub(crate) life: u64,
-    pub(crate) inbox: VecDeque<Input>,
+    /// Inputs, and whether each is a damaged frame.
+    pub(crate) inbox: VecDeque<(Input, bool)>,
+    /// Connections that the machine has ended.
+    pub(crate) ended: BTreeSet<LinkId>,
     pub(crate) group: Option<Group>,
     pub(crate) timer: Option<u64>,
     pub(crate) clock_offset_ms: i64,
+    /// How much its wall clock gains.
+    pub(crate) drift_ppm: i64,
     pub(crate) fsync_us: u64,
     pub(crate) group_max: usize,
     /// What a reader last saw applied, by partition: it must never shrink.
@@ -146,6 +76,9 @@ pub(crate) struct Machinery {
     pub(crate) images: Vec<Image>,
     /// Whether it takes part: the place of a copied process is empty at first, and one of the two ends for good.
     pub(crate) takes_part: bool,
+    pub(crate) trouble: Trouble,
+    /// With `durability = "os"`, what is not synced.
+    pub(crate) unsynced: Option<Unsynced>,
 }
 
 /// A batch on its way to the disk.
@@ -187,6 +120,9 @@ pub struct World {
     pub frames: u64,
     /// Commits acknowledged, for the report.
     pub acknowledged: u64,
+    pub(crate) faults: Faults,
+    /// Connections over which damaged frames came.
+    pub(crate) damaged_links: BTreeSet<LinkId>,
 }
 
 impl World {
@@ -212,6 +148,8 @@ impl World {
             requests: 0,
             frames: 0,
             acknowledged: 0,
+            faults: Faults::new(),
+            damaged_links: BTreeSet::new(),
         };
         for i in 0..config.places() {
             // The last place may be that of a copied process.
@@ -221,7 +159,7 @@ impl World {
             let node = NodeConfig {
                 cluster: "sim".into(),
                 node: name.clone(),
-                region: format!("r{own}"),
+                region: format!("r{}", config.regions[own]),
                 members: others.map(|other| format!("n{other}")).collect(),
                 seed: 0,
                 same_place: true,
@@ -239,9 +177,11 @@ impl World {
                 disk: MemStore::default(),
                 life: 0,
                 inbox: VecDeque::new(),
+                ended: BTreeSet::new(),
                 group: None,
                 timer: None,
                 clock_offset_ms: config.clock_offsets_ms[own],
+                drift_ppm: config.drifts_ppm[own],
                 fsync_us: config.fsync_us[own],
                 group_max: config.group_max,
                 seen: BTreeMap::new(),
@@ -251,6 +191,8 @@ impl World {
                 stopping: None,
                 images: Vec::new(),
                 takes_part: i < config.nodes,
+                trouble: Trouble::default(),
+                unsynced: config.unsynced[own].then(Unsynced::new),
             });
             if i < config.nodes {
                 world.start(i)?;
@@ -324,7 +266,13 @@ impl World {
                 self.input(i, Input::Count { record, field, ty: FieldType::SET })
             }
             Event::Check(i) => self.check(i),
-            Event::Durable { node, life } if self.nodes[node].life == life => self.durable(node),
+            Event::Durable { node, life } if self.nodes[node].life == life => {
+                if self.durable_waits(node) {
+                    Ok(())
+                } else {
+                    self.durable(node)
+                }
+            }
             Event::Durable { .. } => Ok(()),
             Event::Timer(i) => {
                 self.nodes[i].timer = None;
@@ -341,7 +289,8 @@ impl World {
                 self.input(node, Input::Down { peer, link: LinkId(link) })
             }
             Event::Idle(pair, link) => {
-                if self.network.is_cut(pair) && self.network.connection(pair) == Some(link) {
+                if self.is_dead(pair) && self.network.connection(pair) == Some(link) {
+                    self.met("connection idle too long");
                     self.disconnect(pair);
                 }
                 Ok(())
@@ -351,13 +300,17 @@ impl World {
                 Ok(())
             }
             Event::Cut(pair) | Event::Heal(pair) if self.network.is_sealed(pair) => Ok(()),
+            Event::CutWay(from, to) if self.network.is_sealed(pair(from, to)) => Ok(()),
+            Event::CutWay(from, to) => {
+                self.cut_way(from, to);
+                Ok(())
+            }
             Event::Cut(pair) => {
                 self.trace.line(self.now_us, format_args!("cut {pair:?}"));
                 self.trace.mark(self.now_us, || What::Cut { link: pair });
                 self.network.cut(pair);
-                if let Some(link) = self.network.connection(pair) {
-                    self.at(self.network.config().idle_us, Event::Idle(pair, link));
-                }
+                self.met("link cut");
+                self.idle_later(pair);
                 Ok(())
             }
             Event::Heal(pair) => {
@@ -369,11 +322,41 @@ impl World {
             }
             Event::Reset(pair) => {
                 self.trace.line(self.now_us, format_args!("reset {pair:?}"));
+                self.met("connection reset");
                 self.disconnect(pair);
                 Ok(())
             }
+            Event::Pause(i) => {
+                self.pause(i);
+                Ok(())
+            }
+            Event::Resume(i) => self.resume(i),
+            Event::SlowDisk(i, fsync_us, for_us) => {
+                self.slow_disk(i, fsync_us, for_us);
+                Ok(())
+            }
+            Event::RefusingDisk(i, for_us) => {
+                self.refusing_disk(i, for_us);
+                Ok(())
+            }
+            Event::PowerCut(i) => self.power_cut(i),
+            Event::Mend => {
+                self.mend_disks();
+                self.network.calm();
+                Ok(())
+            }
+            Event::Synced { node, life, covers } if self.nodes[node].life == life && self.is_up(node) => {
+                self.synced(node, covers)
+            }
+            Event::Synced { .. } => Ok(()),
             Event::Crash(i) => self.crash(i),
             Event::Start(i) if self.is_up(i) || !self.nodes[i].takes_part => Ok(()),
+            // The first thing that a process does is to write.
+            Event::Start(i) if self.refuses(i).is_some() => {
+                let until = self.refuses(i).unwrap_or(self.now_us);
+                self.at(until - self.now_us, Event::Start(i));
+                Ok(())
+            }
             Event::Start(i) => self.start(i),
             Event::Stop(i, outage_us) => self.stop(i, outage_us),
             Event::End { node, life, outage_us } if self.nodes[node].life == life => {
@@ -389,6 +372,7 @@ impl World {
             Event::Retire(i) => self.retire(i),
             Event::ClockStep(i, ms) => {
                 self.trace.line(self.now_us, format_args!("n{i} clock steps to {ms} ms off"));
+                self.met("clock set");
                 self.trace.mark(self.now_us, || What::Happened {
                     node: i,
                     what: format!("its clock is set {ms} ms off"),
@@ -406,12 +390,20 @@ impl World {
         }
         let peer = self.nodes[frame.from].name.clone();
         self.trace.mark(self.now_us, || What::Arrived { number: frame.number });
-        self.input(frame.to, Input::Frame { peer, link: LinkId(frame.link), bytes: frame.bytes })
+        let link = LinkId(frame.link);
+        if frame.damaged {
+            self.trace.line(self.now_us, format_args!("n{} gets damaged bytes from {peer}", frame.to));
+            self.damaged_links.insert(link);
+        }
+        self.nodes[frame.to]
+            .inbox
+            .push_back((Input::Frame { peer, link, bytes: frame.bytes }, frame.damaged));
+        self.work(frame.to)
     }
 
     pub(crate) fn input(&mut self, i: usize, input: Input) -> Result<(), Violation> {
         if self.is_up(i) {
-            self.nodes[i].inbox.push_back(input);
+            self.nodes[i].inbox.push_back((input, false));
             self.work(i)?;
         }
         Ok(())
@@ -428,8 +420,8 @@ impl World {
     }
 
     /// Runs groups of inputs through a node's machine until it waits for its disk or has nothing to do.
-    fn work(&mut self, i: usize) -> Result<(), Violation> {
-        while self.nodes[i].group.is_none() {
+    pub(crate) fn work(&mut self, i: usize) -> Result<(), Violation> {
+        while self.nodes[i].group.is_none() && !self.nodes[i].trouble.paused {
             self.check_rest(i)?;
             let now = self.now(i);
             let member = &mut self.nodes[i];
@@ -441,7 +433,7 @@ impl World {
             let mut effects = Effects::default();
             let mut commits = Vec::new();
             let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
-            for input in member.inbox.drain(..member.group_max.min(member.inbox.len())) {
+            for (input, damaged) in member.inbox.drain(..member.group_max.min(member.inbox.len())) {
                 let asked = match &input {
                     Input::Commit { request, writes, terms } => {
                         Some((*request, Ask { writes: writes.clone(), terms: terms.clone() }))
@@ -453,7 +445,18 @@ impl World {
                     (request, Refusable { partition, ask, saw: node.context(partition).clone() })
                 });
                 let answered = effects.outputs.len();
+                let wrote = effects.batch.bytes();
+                let on = if let Input::Frame { link, .. } = &input { Some(*link) } else { None };
                 node.handle(now, input, &member.disk, &mut effects).map_err(stopped)?;
+                for output in &effects.outputs[answered..] {
+                    if let Output::Close { link, .. } = output {
+                        member.ended.insert(*link);
+                    }
+                }
+                if let Some(link) = on.filter(|_| damaged) {
+                    let wrote = effects.batch.bytes() != wrote;
+                    Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
+                }
                 let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
                 step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
             }
@@ -464,19 +467,26 @@ impl World {
                     Stepped { node, who: i, open: &member.open, written: &mut member.begun, before: None };
                 step.judge(&effects.outputs[answered..], &mut commits, &mut self.oracle, &mut self.keys)?;
             }
-            if effects.batch.is_empty() {
+            if member.unsynced.is_some() {
+                self.write_unsynced(i, Group { effects, commits })?;
+            } else if effects.batch.is_empty() {
                 self.release(i, effects.outputs)?;
             } else {
                 member.group = Some(Group { effects, commits });
-                let (after, life) = (member.fsync_us, member.life);
+                let life = member.life;
+                let after = self.sync_us(i);
                 self.at(after, Event::Durable { node: i, life });
             }
         }
+        self.caught_up(i);
         self.set_timer(i);
         Ok(())
     }
 
-    fn durable(&mut self, i: usize) -> Result<(), Violation> {
+    pub(crate) fn durable(&mut self, i: usize) -> Result<(), Violation> {
+        if let Some(until) = self.refuses(i) {
+            return self.write_fails(i, until);
+        }
         let Some(group) = self.nodes[i].group.take() else { return Ok(()) };
         let outputs = self.persist(i, group)?;
         self.release(i, outputs)?;
@@ -500,12 +510,14 @@ impl World {
         Ok(group.effects.outputs)
     }
 
-    fn release(&mut self, i: usize, outputs: Vec<Output>) -> Result<(), Violation> {
+    pub(crate) fn release(&mut self, i: usize, outputs: Vec<Output>) -> Result<(), Violation> {
         for output in outputs {
             match output {
                 Output::Send { peer, link, wire, message } => self.send(i, &peer, link, wire, &message)?,
                 Output::Close { peer, link, reason }
-                    if self.was_copied(&peer) || self.was_copied(&self.nodes[i].name) =>
+                    if self.was_copied(&peer)
+                        || self.was_copied(&self.nodes[i].name)
+                        || self.damaged_links.contains(&link) =>
                 {
                     self.trace.line(self.now_us, format_args!("n{i} closes its link to {peer}: {reason}"));
                     if let Some(to) = self.other_end(i, &peer, link) {
@@ -543,7 +555,7 @@ impl World {
             let (number, bytes_len) = (self.messages, bytes.len());
             let message = message.name();
             self.trace.mark(self.now_us, || What::Sent { number, from: i, to, message, bytes: bytes_len });
-            self.transmit(Frame { number, from: i, to, link: link.0, bytes });
+            self.transmit(Frame { number, from: i, to, link: link.0, bytes, damaged: false });
         }
         Ok(())
     }
@@ -563,7 +575,8 @@ impl World {
     }
 
     fn connect(&mut self, (a, b): Pair) -> Result<(), Violation> {
-        let link = if self.is_up(a) && self.is_up(b) { self.network.connect((a, b)) } else { None };
+        let answers = |i: usize| self.is_up(i) && !self.nodes[i].trouble.paused;
+        let link = if answers(a) && answers(b) { self.network.connect((a, b)) } else { None };
         let Some(link) = link else {
             if self.network.connection((a, b)).is_none() {
                 self.at(self.network.config().connect_us, Event::Connect((a, b)));
@@ -594,8 +607,8 @@ impl World {
     }
 
     fn set_timer(&mut self, i: usize) {
-        if self.nodes[i].group.is_some() {
-            // What is due is done when the disk is.
+        if self.nodes[i].group.is_some() || self.nodes[i].trouble.paused {
+            // What is due is done when the disk is, or the process goes on.
             return;
         }
         let Some(node) = &self.nodes[i].node else { return };
@@ -608,7 +621,9 @@ impl World {
     }
 
     fn now(&self, i: usize) -> Now {
-        let wall = (WALL_START_MS + self.now_us / 1000).saturating_add_signed(self.nodes[i].clock_offset_ms);
+        let drifted_ms = self.now_us as i64 / 1000 * self.nodes[i].drift_ppm / 1_000_000;
+        let off_ms = self.nodes[i].clock_offset_ms + drifted_ms;
+        let wall = (WALL_START_MS + self.now_us / 1000).saturating_add_signed(off_ms);
         Now { mono: Mono(self.now_us), wall: Wall(wall) }
     }
 }
