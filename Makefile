@@ -15,12 +15,15 @@ ARGS ?=
 # How many seeds for the simulator, and the first one: make soak SEEDS=10000 FROM=1
 SEEDS ?= 10000
 FROM ?= 1
+# Patches to try, of sim/broken; all if empty.
+PATCHES ?=
 
-.PHONY: help setup demo test lint bench soak
+.PHONY: help setup demo test soak broken lint bench
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
 	@echo 'make test   run every test, as CI does'
+	@echo 'make broken break Godwit in many ways, one at a time: the simulator must notice (PATCHES="names")'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
 	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
 	@echo 'make soak   run SEEDS=10000 seeds of the simulator from FROM=1, on all cores'
@@ -35,6 +38,10 @@ demo: setup
 
 test: setup
 	cargo test --workspace --locked --lib --bins --tests
+	@sim/broken/run --sample
+
+broken: setup
+	@sim/broken/run $(PATCHES)
 
 lint: setup
 	cargo fmt --all --check

@@ -2,9 +2,9 @@
 
 use godwit_core::context::VersionVector;
 use godwit_core::digest;
-use godwit_core::ids::{Key, PartitionId};
+use godwit_core::ids::{Key, Member, PartitionId};
 use godwit_core::partition;
-use godwit_core::read::{self, PageLimits};
+use godwit_core::read::{self, PageLimits, ReadError, ReadLimits, Value};
 use godwit_core::store::StoreError;
 
 use crate::draws::Of;
@@ -45,6 +45,7 @@ impl World {
         }
         exist.sort();
         self.check_listing(i, &exist)?;
+        self.check_pages(i)?;
         self.check_bounds(i)
     }
 
@@ -86,6 +87,45 @@ impl World {
                 2,
                 format!("n{i} lists {listed:?} in pages of {limits:?}, must list {expected:?}"),
             ));
+        }
+        Ok(())
+    }
+
+    /// The pages of each set, of a random size, show the members that a read of its record shows.
+    fn check_pages(&mut self, i: usize) -> Result<(), Violation> {
+        let mut rng = self.draws.of(Of::Members, &[i as u64, self.now_us]);
+        let limits = PageLimits {
+            items_max: 1 + rng.below(3) as usize,
+            bytes_max: 1 + rng.below(4) as usize,
+            rows_max: 1 + rng.below(6) as usize,
+        };
+        let (store, partitions) = (&self.nodes[i].disk, self.partitions);
+        let broken = |error: ReadError| Violation::new(10, format!("n{i}: {error}"));
+        for (record, field) in workload::records()
+            .iter()
+            .flat_map(|record| workload::set_fields().into_iter().map(move |field| (record, field)))
+        {
+            let views = read::field(store, partitions, record, &field, ReadLimits::NONE).map_err(broken)?;
+            let members = views.into_iter().find_map(|view| match view.value {
+                Value::Set { members, .. } => Some(members),
+                _ => None,
+            });
+            let members = members.unwrap_or_default();
+            let (mut shown, mut after) = (Vec::new(), None);
+            // Each page gets on by one member at least, one that is cleared and not swept yet too.
+            for _ in 0..=workload::MEMBERS.len() {
+                let from = after.as_ref().map(Member::as_str);
+                let page = read::members(store, partitions, record, &field, from, limits).map_err(broken)?;
+                shown.extend(page.items.iter().map(|member| member.as_str().to_string()));
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            if shown != members || after.is_some() {
+                let what = format!("n{i} shows {shown:?} in pages of {limits:?}, must show {members:?}");
+                return Err(Violation::new(2, format!("{what}: {record} {field}")));
+            }
         }
         Ok(())
     }

@@ -135,9 +135,20 @@ impl World {
     fn has_read(&mut self, client: usize, id: PartitionId, context: &VersionVector) -> Result<(), Violation> {
         let seen = Seen::all_of(context.clone());
         let events = self.oracle.seen(id, &seen)?;
-        let client = &mut self.clients[client];
-        client.tokens.entry(id).or_default().join(&seen);
-        client.events.entry(id).or_default().union(&events);
+        self.sees(client, id, &seen, &events)
+    }
+
+    /// A client has seen more. Its token must not name what it has not seen: it would take that unseen.
+    fn sees(&mut self, who: usize, id: PartitionId, seen: &Seen, events: &EventSet) -> Result<(), Violation> {
+        let client = &mut self.clients[who];
+        let (token, known) = (client.tokens.entry(id).or_default(), client.events.entry(id).or_default());
+        token.join(seen);
+        known.union(events);
+        if !self.oracle.seen(id, token)?.is_subset(known) {
+            let what =
+                format!("the token of client {who} for partition {id} names what it has not seen: {token:?}");
+            return Err(Violation::new(7, what));
+        }
         Ok(())
     }
 
@@ -192,13 +203,15 @@ impl World {
         if let Some(client) = asked.client {
             let Ask { writes, terms } = asked.ask;
             let said = terms.seen.clone().filter(|_| terms.acts_on_seen(&writes));
-            let own = said.as_ref().map(|_| Seen::after(Some(Seen::default()), dot, VersionVector::new()));
+            // Its own write, or all that its node had if that is what the write acted on. Not told by a token, which is
+            // what is to be checked.
+            let events = match (&said, dot) {
+                (None, _) => self.oracle.seen(id, &Seen::all_of(context.clone()))?,
+                (Some(_), Some(dot)) => self.oracle.made(id, dot)?,
+                (Some(_), None) => EventSet::default(),
+            };
             let seen = Seen::after(said, dot, context.clone());
-            // Its own write, and all that its node had if that is what the write acted on.
-            let events = self.oracle.seen(id, &own.unwrap_or_else(|| Seen::all_of(context.clone())))?;
-            let client = &mut self.clients[client];
-            client.tokens.entry(id).or_default().join(&seen);
-            client.events.entry(id).or_default().union(&events);
+            self.sees(client, id, &seen, &events)?;
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub enum Of {
     Busy = 10,
     /// What a power cut leaves: node, life.
     PowerCut = 11,
+    /// The pages of sets: node, time.
+    Members = 20,
 }
 
 /// The source of all draws of a world.

@@ -3,7 +3,7 @@
 //! ([`Outcome::tell`]): what they say may rest on commits before them, which it knows only then. Answers to commits with an
 //! idempotency key are held against what was made under the key ([`Requests`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_core::context::{Dot, VersionVector};
 use godwit_core::ids::{PartitionId, ReplicaId};
@@ -87,6 +87,7 @@ impl Stepped<'_> {
         let mut named: BTreeMap<(PartitionId, u64), Commit> = BTreeMap::new();
         let mut refusable = self.before;
         let mut without_commit = Vec::new();
+        let mut made = BTreeSet::new();
         for output in outputs {
             let Output::Reply { request, reply } = output else { continue };
             let Some(asked) = self.open.get(request) else { continue };
@@ -131,9 +132,15 @@ impl Stepped<'_> {
                     ask: Ask::default(),
                     saw: before(context, counter),
                 };
+                made.insert(id);
                 outcomes.push(Outcome::Made(named.remove(&(id, counter)).unwrap_or_else(unasked)));
             }
         }
+        // What was refused may have seen commits of the same step that had waited: what it saw is not known then.
+        without_commit.retain(|outcome| match outcome {
+            Outcome::Refused(refused, _) => !made.contains(&refused.partition),
+            _ => true,
+        });
         // After the commits of the step, on which they may rest.
         outcomes.append(&mut without_commit);
         Ok(())

@@ -39,6 +39,7 @@ pub mod scenario;
 pub mod script;
 pub mod shrink;
 pub mod spec;
+mod stamps;
 pub mod timeline;
 pub mod trace;
 pub mod vectors;

@@ -209,6 +209,15 @@ impl Oracle {
         self.partitions.entry(id).or_default().seen(seen)
     }
 
+    /// The events of one commit.
+    pub fn made(&self, id: PartitionId, dot: Dot) -> Result<EventSet, Violation> {
+        let partition = self.partitions.get(&id);
+        let events = partition.map(|partition| partition.made(dot)).transpose()?.unwrap_or_default();
+        let mut made = EventSet::default();
+        events.iter().for_each(|&event| made.insert(event));
+        Ok(made)
+    }
+
     /// A commit changed nothing: rightly so?
     pub fn changed_nothing(
         &mut self,
@@ -352,13 +361,15 @@ impl PartitionOracle {
     fn seen(&self, seen: &Seen) -> Result<EventSet, Violation> {
         let mut events = self.visible(seen.vector())?;
         for dot in seen.cloud() {
-            let commits = self.commits.get(&dot.replica.0).map_or(&[][..], Vec::as_slice);
-            let commit = commits.get(dot.counter as usize - 1);
-            let commit =
-                commit.ok_or_else(|| Violation::new(6, format!("a token names {dot}, which nobody made")))?;
-            commit.events.iter().for_each(|&event| events.insert(event));
+            self.made(dot)?.iter().for_each(|&event| events.insert(event));
         }
         Ok(events)
+    }
+
+    fn made(&self, dot: Dot) -> Result<&[EventId], Violation> {
+        let commits = self.commits.get(&dot.replica.0).map_or(&[][..], Vec::as_slice);
+        let made = commits.get(dot.counter as usize - 1).map(|made| made.events.as_slice());
+        made.ok_or_else(|| Violation::new(6, format!("a token names {dot}, which nobody made")))
     }
 
     fn visible(&self, context: &VersionVector) -> Result<EventSet, Violation> {

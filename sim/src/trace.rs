@@ -6,7 +6,6 @@
 //! Lines are gathered before they are hashed: hashing is quick on long stretches only.
 
 use std::fmt;
-use std::io::Write as _;
 
 /// How much is gathered before it is hashed.
 const GATHERED_BYTES: usize = 64 * 1024;
@@ -90,8 +89,7 @@ impl Trace {
             self.gathered.clear();
         }
         if self.watch.print {
-            // A reader that has seen enough ends no run.
-            let _ = writeln!(std::io::stdout(), "{:>13.6}s {what}", now_us as f64 / 1e6);
+            println!("{:>13.6}s {what}", now_us as f64 / 1e6);
         }
     }
 

@@ -13,7 +13,8 @@ use godwit_core::rng::Rng;
 use crate::spec::SpecOp;
 
 const KEYS: [&str; 3] = ["k1", "k2", "k3"];
-const MEMBERS: [&str; 3] = ["a", "b", "c"];
+/// The members of sets.
+pub(crate) const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const VALUES: [&str; 3] = ["1", "\"two\"", "[3]"];
 const FIELD_ANY: &str = "any";
 

@@ -30,12 +30,15 @@ use crate::judge::{Asked, Outcome, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Oracle, Violation};
 use crate::requests::Requests;
+use crate::stamps::Stamps;
 use crate::trace::{Trace, Watch, What};
 use crate::watch::Told;
 use crate::workload::Ask;
 
 /// A node that is up must answer a commit within this time, whatever the links do.
 pub(crate) const ANSWER_US_MAX: u64 = CONFIRM_WAIT_US + 1_000_000;
+/// Steps of all machines in one simulated microsecond: far more than frames and timers that may come together.
+const MOMENT_STEPS_MAX: u32 = 100_000;
 /// Wall time at the beginning, in milliseconds since 1970.
 const WALL_START_MS: u64 = 1_800_000_000_000;
 
@@ -113,9 +116,14 @@ pub struct World {
     pub(crate) network: Network,
     pub(crate) clients: Vec<Client>,
     pub(crate) keys: Requests,
+    stamps: Stamps,
+    /// The slowest clock that a node ever had, in milliseconds off.
+    slowest_ms: i64,
     /// Whether commits that wait for ever are allowed: what they depend on may have been lost with a disk.
     pub(crate) may_wait_for_ever: bool,
     queue: BTreeMap<(u64, u64), Event>,
+    /// The moment of the last step of a machine, and the steps in it before.
+    moment: (u64, u32),
     sequence: u64,
     /// Frames sent for the first time.
     messages: u64,
@@ -144,8 +152,11 @@ impl World {
             network: Network::new(config.network.clone(), config.places()),
             clients: vec![Client::default(); config.clients],
             keys: Requests::default(),
+            stamps: Stamps::default(),
+            slowest_ms: config.clock_offsets_ms.iter().copied().min().unwrap_or(0),
             may_wait_for_ever: false,
             queue: BTreeMap::new(),
+            moment: (0, 0),
             sequence: 0,
             messages: 0,
             requests: 0,
@@ -383,6 +394,7 @@ impl World {
                     what: format!("its clock is set {ms} ms off"),
                 });
                 self.nodes[i].clock_offset_ms = ms;
+                self.slowest_ms = self.slowest_ms.min(ms);
                 Ok(())
             }
         }
@@ -413,6 +425,16 @@ impl World {
         Ok(())
     }
 
+    /// A machine that always has something to do at once would never let time pass.
+    fn check_rest(&mut self, i: usize) -> Result<(), Violation> {
+        let (at, steps) = self.moment;
+        self.moment = (self.now_us, if at == self.now_us { steps + 1 } else { 0 });
+        if steps < MOMENT_STEPS_MAX {
+            return Ok(());
+        }
+        Err(Violation::new(9, format!("n{i} and others take {steps} steps in one moment, and do not rest")))
+    }
+
     /// Runs inputs through a node's machine until it has nothing to do, or its disk must come first: one group is on its
     /// way to the disk at most, and the next one fills meanwhile, until it is full.
     pub(crate) fn work(&mut self, i: usize) -> Result<(), Violation> {
@@ -439,6 +461,9 @@ impl World {
         if member.inbox.is_empty() && !due {
             return Ok(false);
         }
+        self.check_rest(i)?;
+        let member = &mut self.nodes[i];
+        let Some(node) = member.node.as_mut() else { return Ok(false) };
         let stopped = |error: StoreError| Violation::new(10, format!("{} stops: {error}", member.name));
         // What is on its way to the disk is seen as if it were there.
         let nothing = Batch::default();
@@ -520,6 +545,8 @@ impl World {
     }
 
     pub(crate) fn persist(&mut self, i: usize, group: Group) -> Result<Vec<Output>, Violation> {
+        let drift_ms = self.nodes[i].config.max_clock_drift_ms;
+        let followed_ms = WALL_START_MS.saturating_add_signed(self.slowest_ms).saturating_add(drift_ms);
         for outcome in &group.outcomes {
             if let Outcome::Made(commit) = outcome
                 && self.oracle.is_lost(commit.partition, commit.dot)
@@ -528,6 +555,9 @@ impl World {
                 self.given_again(commit.partition, commit.dot)?;
             }
             outcome.tell(&mut self.oracle)?;
+            if let Outcome::Made(commit) = outcome {
+                self.stamps.committed(commit, followed_ms)?;
+            }
         }
         self.nodes[i].disk.commit(group.effects.batch);
         self.tell_watcher(Told::Durable(i));
