@@ -51,17 +51,22 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A token that names what nobody holds any more is of no use.
-    pub(crate) fn begin_anew_unless(&mut self, held: &BTreeMap<PartitionId, VersionVector>) {
+    fn is_held(&self, held: &BTreeMap<PartitionId, VersionVector>) -> bool {
         let nothing = VersionVector::new();
-        let holds = |id: &PartitionId, seen: &Seen| seen.applied_by(held.get(id).unwrap_or(&nothing));
-        if !self.tokens.iter().all(|(id, seen)| holds(id, seen)) {
-            *self = Self::default();
-        }
+        self.tokens.iter().all(|(id, seen)| seen.applied_by(held.get(id).unwrap_or(&nothing)))
     }
 }
 
 impl World {
+    /// Clients whose tokens name what nobody holds any more begin anew, and take no answer to what they asked with them.
+    pub(crate) fn begin_anew_unless(&mut self, held: &BTreeMap<PartitionId, VersionVector>) {
+        for (who, client) in self.clients.iter_mut().enumerate().filter(|(_, client)| !client.is_held(held)) {
+            *client = Client::default();
+            let open = self.nodes.iter_mut().flat_map(|node| node.open.values_mut());
+            open.filter(|asked| asked.client == Some(who)).for_each(|asked| asked.client = None);
+        }
+    }
+
     pub(crate) fn session(&mut self, client: usize, i: usize, plan: Plan) -> Result<(), Violation> {
         if !self.is_up(i) {
             return Ok(());

@@ -273,7 +273,7 @@ impl World {
         for (id, held) in &held {
             self.oracle.lost(*id, held);
         }
-        self.clients.iter_mut().for_each(|client| client.begin_anew_unless(&held));
+        self.begin_anew_unless(&held);
         Ok(())
     }
 
