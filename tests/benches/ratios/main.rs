@@ -3,7 +3,7 @@
 //! - A ratio compares medians of samples that alternate between its sides, so that what else the machine does
 //!   falls on both. Absolute figures say more about the disk than about Godwit.
 //! - Nothing is left out of a sample but making its input: a group is 64 commits through the node's machine, one
-//!   write batch and one sync, as the committer does it, without its queue. Commits are compared with raw batches over 16
+//!   write batch and one sync, as the committer does it, without its queue. Commits are compared with raw batches over six
 //!   groups, each written by a second thread while the machine fills the next; adds one group after the other.
 //! - Members are added through a block cache that is smaller than the large set, after the store was opened again. What
 //!   the system caches of the files is not dropped.
@@ -27,7 +27,7 @@ use inputs::{Adder, GROUP, Kind, PAGES, Pager, Writer, record};
 use tempfile::TempDir;
 
 /// Groups that are committed behind each other, where a group is filled while the one before is written.
-const ROUND: usize = 16;
+const ROUND: usize = 6;
 
 /// Samples of each side of a ratio, and those before them that do not count.
 const SAMPLES: usize = 300;
@@ -134,9 +134,9 @@ impl Ratio {
 
 /// Runs each of the sides once a round, in an order drawn at random: what a sync takes depends on which file was synced
 /// before. The sides are told whether the round counts.
-fn alternate(sides: &mut [&mut dyn FnMut(bool)]) {
+fn alternate(samples: usize, sides: &mut [&mut dyn FnMut(bool)]) {
     let mut rng = Rng::new(5);
-    for round in 0..WARM_UP + SAMPLES {
+    for round in 0..WARM_UP + samples {
         let mut order: Vec<usize> = (0..sides.len()).collect();
         while !order.is_empty() {
             let next = order.swap_remove(rng.below(order.len() as u64) as usize);
@@ -190,10 +190,13 @@ fn pages(
     small: &mut Pager,
 ) -> Ratio {
     let (mut base, mut tested) = (Samples::default(), Samples::default());
-    alternate(&mut [
-        &mut |counts| base.whole.extend(Some(small.sample(&driven.store)).filter(|_| counts)),
-        &mut |counts| tested.whole.extend(Some(large.sample(&driven.store)).filter(|_| counts)),
-    ]);
+    alternate(
+        SAMPLES,
+        &mut [
+            &mut |counts| base.whole.extend(Some(small.sample(&driven.store)).filter(|_| counts)),
+            &mut |counts| tested.whole.extend(Some(large.sample(&driven.store)).filter(|_| counts)),
+        ],
+    );
     Ratio { what, wanted, base, tested, sync_us: None }
 }
 
@@ -207,11 +210,14 @@ fn adds([large, small, cold]: &mut [(Driven, Adder); 3]) -> [Ratio; 2] {
             samples.push(group);
         }
     };
-    alternate(&mut [
-        &mut |counts| sample(large, in_large, counts),
-        &mut |counts| sample(small, in_small, counts),
-        &mut |counts| sample(cold, in_cold, counts),
-    ]);
+    alternate(
+        SAMPLES,
+        &mut [
+            &mut |counts| sample(large, in_large, counts),
+            &mut |counts| sample(small, in_small, counts),
+            &mut |counts| sample(cold, in_cold, counts),
+        ],
+    );
     let [tested, base, cold] = samples;
     let sync_us = Some(sync_us());
     let what = "add, set of 1,000,000 to 10,000 sets of 100";
@@ -227,17 +233,20 @@ fn commits(what: &'static str, kind: Kind, wanted: Option<f64>, driven: &mut Dri
     let mut groups = || (0..ROUND).map(|_| writer.group(kind)).collect();
     // Of the round before, where raw batches come first in one.
     let changes = RefCell::new(driven.pipelined(groups()).1);
-    alternate(&mut [
-        &mut |counts| {
-            let took: Duration = changes.borrow().iter().map(|changes| raw.write(changes)).sum();
-            base.whole.extend(Some(took / ROUND as u32).filter(|_| counts));
-        },
-        &mut |counts| {
-            let (took, batches) = driven.pipelined(groups());
-            *changes.borrow_mut() = batches;
-            tested.whole.extend(Some(took / ROUND as u32).filter(|_| counts));
-        },
-    ]);
+    alternate(
+        SAMPLES / ROUND,
+        &mut [
+            &mut |counts| {
+                let took: Duration = changes.borrow().iter().map(|changes| raw.write(changes)).sum();
+                base.whole.extend(Some(took / ROUND as u32).filter(|_| counts));
+            },
+            &mut |counts| {
+                let (took, batches) = driven.pipelined(groups());
+                *changes.borrow_mut() = batches;
+                tested.whole.extend(Some(took / ROUND as u32).filter(|_| counts));
+            },
+        ],
+    );
     Ratio { what, wanted, base, tested, sync_us: Some(sync_us()) }
 }
 
@@ -283,7 +292,10 @@ fn main() {
     ] {
         ratios.push(told(what, || commits(what, kind, wanted, &mut driven, &raw)));
     }
-    println!("\nratios of rates, each of {SAMPLES} samples a side that alternate:");
+    println!(
+        "\nratios of rates, of {SAMPLES} samples a side that alternate; of commits, {} of {ROUND} groups:",
+        SAMPLES / ROUND
+    );
     ratios.iter().for_each(Ratio::print);
     println!();
 
