@@ -356,19 +356,11 @@ impl LinkConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RunConfig;
 
     fn network(own: LinkConfig) -> (Network, u64) {
-        let config = NetworkConfig {
-            latency_us: 1_000,
-            jitter_us: 0,
-            idle_us: 1_000_000,
-            connect_us: 10_000,
-            lost_of_1000: 0,
-            doubled_of_1000: 0,
-            reordered_of_1000: 0,
-            damaged_of_1000: 0,
-            links: BTreeMap::from([((0, 1), own)]),
-        };
+        let links = BTreeMap::from([((0, 1), own)]);
+        let config = NetworkConfig { links, ..RunConfig::calm(2).network };
         let mut network = Network::new(config, 2);
         let link = network.connect((0, 1)).expect("a link that works");
         (network, link)

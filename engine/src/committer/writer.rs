@@ -151,12 +151,12 @@ impl<S: Commit, K: Sink<O>, O> Half<S, K, O> {
             match message {
                 Some(Message::Group(batch, outputs)) => {
                     let took = self.write(batch, outputs)?;
-                    self.make_room().await?;
+                    self.sync_while(Syncs::is_full).await?;
                     // There is room: the first half has taken the event before.
                     let _ = self.told.try_send(Ok(Event::Written(took)));
                 }
                 Some(Message::Finish) => {
-                    self.sync_all().await?;
+                    self.sync_while(|syncs| !syncs.is_clean()).await?;
                     return Ok(true);
                 }
                 None => return Ok(false),
@@ -188,9 +188,10 @@ impl<S: Commit, K: Sink<O>, O> Half<S, K, O> {
         Ok(begun.elapsed())
     }
 
-    /// Waits for syncs until less waits for them than may.
-    async fn make_room(&mut self) -> Result<(), Failure> {
-        while let Some(syncs) = self.syncs.as_mut().filter(|syncs| syncs.is_full()) {
+    /// Syncs, and releases what waits for it, for as long as there is a reason to. Nothing is written meanwhile, so two
+    /// syncs at most: the one in progress, and one more.
+    async fn sync_while(&mut self, reason: impl Fn(&Syncs<O>) -> bool) -> Result<(), Failure> {
+        while let Some(syncs) = self.syncs.as_mut().filter(|syncs| reason(syncs)) {
             syncs.begin();
             syncs.done().await?;
             self.release_synced();
@@ -213,16 +214,6 @@ impl<S: Commit, K: Sink<O>, O> Half<S, K, O> {
         while let Some(output) = self.syncs.as_mut().and_then(Syncs::next_released) {
             self.sink.take(output);
         }
-    }
-
-    /// Syncs what is written and releases what waits for it. Two syncs at most: the one in progress, and one more.
-    async fn sync_all(&mut self) -> Result<(), Failure> {
-        while let Some(syncs) = self.syncs.as_mut().filter(|syncs| !syncs.is_clean()) {
-            syncs.begin();
-            syncs.done().await?;
-            self.release_synced();
-        }
-        Ok(())
     }
 }
 
