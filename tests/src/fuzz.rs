@@ -6,6 +6,7 @@
 //! | [`deltas`](decoding::deltas) | a delta of either format | the same, and a partition takes it or refuses it |
 //! | [`stored`](decoding::stored) | what the store keeps: rows, field states, keys | it is read or refused |
 //! | [`intervals`](intervals::intervals) | a history of commits, cuts and syncs | an interval does what its deltas do one by one |
+//! | [`repairs`](repairs::repairs) | a history of commits, syncs and repairs | a repair does what the commits do that it stands for |
 //! | [`conversation`](conversation::conversation) | what two hostile peers say to a node | the node stays whole, and passes on what it took |
 //!
 //! They run three ways: under `cargo fuzz` (`tests/fuzz`, which needs a nightly compiler), under the `fuzz` binary of this
@@ -16,9 +17,11 @@ pub mod bytes;
 pub mod conversation;
 pub mod corpus;
 pub mod decoding;
+mod history;
 pub mod intervals;
 pub mod made;
 pub mod mutator;
+pub mod repairs;
 
 /// A function under test, and the directory of its corpus in `tests/fuzz/corpus`.
 #[derive(Debug, Clone, Copy)]
@@ -30,10 +33,11 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "messages", run: decoding::messages },
     Target { name: "deltas", run: decoding::deltas },
     Target { name: "stored", run: decoding::stored },
     Target { name: "intervals", run: intervals::intervals },
+    Target { name: "repairs", run: repairs::repairs },
     Target { name: "conversation", run: conversation::conversation },
 ];

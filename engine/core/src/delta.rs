@@ -223,11 +223,10 @@ impl Delta {
                 }
             }
             for row in &field.rows {
-                check_slot(field.ty, &row.slot)?;
                 if !self.dots.contains(row.dot) || row.hlc > self.hlc {
                     return Err(malformed("a row of a commit that is not here"));
                 }
-                check_payload(field.ty, row)?;
+                check_row(field.ty, &row.slot, row.dot, &row.payload)?;
             }
             for slot in &field.gone {
                 check_slot(field.ty, slot)?;
@@ -235,6 +234,12 @@ impl Delta {
         }
         Ok(())
     }
+}
+
+/// Checks what reading takes for granted of a row's slot and payload.
+pub(crate) fn check_row(ty: FieldType, slot: &[u8], dot: Dot, payload: &[u8]) -> Result<(), CodecError> {
+    check_slot(ty, slot)?;
+    check_payload(ty, slot, dot, payload)
 }
 
 fn check_slot(ty: FieldType, slot: &[u8]) -> Result<(), CodecError> {
@@ -256,29 +261,29 @@ fn check_slot(ty: FieldType, slot: &[u8]) -> Result<(), CodecError> {
     }
 }
 
-fn check_payload(ty: FieldType, row: &RowWrite) -> Result<(), CodecError> {
+fn check_payload(ty: FieldType, slot: &[u8], dot: Dot, payload: &[u8]) -> Result<(), CodecError> {
     match ty {
         FieldType::REGISTER => {
-            let text = std::str::from_utf8(&row.payload).map_err(|error| malformed(error.to_string()))?;
+            let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
             let json = Json::parse(text).map_err(|error| malformed(error.to_string()))?;
             if json.as_str() != text {
                 return Err(malformed("a register's JSON is not in its compact form"));
             }
         }
-        FieldType::FLAG | FieldType::SET if !row.payload.is_empty() => {
+        FieldType::FLAG | FieldType::SET if !payload.is_empty() => {
             return Err(malformed("a flag's or member's row carries nothing"));
         }
-        FieldType::COUNTER if row.slot == counter::SUM_SLOT => {
-            let sum = counter::Sum::decode(&row.payload)?;
-            if sum.last > row.dot.counter {
+        FieldType::COUNTER if slot == counter::SUM_SLOT => {
+            let sum = counter::Sum::decode(payload)?;
+            if sum.last > dot.counter {
                 return Err(malformed("a sum row names an increment that is still to come"));
             }
         }
         FieldType::KEYED => {
-            keyed::decode(&row.payload)?;
+            keyed::decode(payload)?;
         }
         FieldType::COUNTER => {
-            counter::decode_reset(&row.payload)?;
+            counter::decode_reset(payload)?;
         }
         _ => {}
     }

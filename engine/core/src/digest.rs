@@ -10,6 +10,7 @@ use crate::context::VersionVector;
 use crate::fields::FieldState;
 use crate::ids::PartitionId;
 use crate::keys;
+use crate::repair::Settled;
 use crate::store::{Family, StoreError, StoreRead};
 
 /// BLAKE3 over the context and every live row of a partition, in key order: what a clear took and no sweep has removed yet
@@ -19,6 +20,7 @@ pub fn partition(
     id: PartitionId,
     context: &VersionVector,
 ) -> Result<[u8; 32], StoreError> {
+    let store = &Settled::open(store)?;
     let mut hasher = blake3::Hasher::new_derive_key("godwit 2026 partition state");
     update(&mut hasher, &codec::encode(1, context));
     let dead = dead_rows(store, id)?;

@@ -93,8 +93,12 @@ impl FieldState {
         if *self == Self::default() {
             txn.delete(Family::Fields, key.to_vec());
         } else {
-            txn.put(Family::Fields, key.to_vec(), codec::encode(STATE_VERSION, self));
+            txn.put(Family::Fields, key.to_vec(), self.encode());
         }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        codec::encode(STATE_VERSION, self)
     }
 
     /// Of a field without rows that is counted from its first one on.
@@ -105,6 +109,13 @@ impl FieldState {
     /// Of a field that is counted from now on.
     pub(crate) fn to_be_counted() -> Self {
         Self { survey: Some(Survey::default()), counted: true, ..Self::default() }
+    }
+
+    /// Rows came and went without being counted: what the slots come to is open until a survey has passed over them.
+    pub(crate) fn uncounted(mut self) -> Self {
+        self.tally = Tally::default();
+        self.survey = Some(Survey::default());
+        self
     }
 
     /// More is cleared. `all`: no row of before is left alive.

@@ -6,6 +6,7 @@
 //! | `log`  | partition (2) · kind (1: 0 entry, 1 checkpoint) · index (8) |
 //! | `keys` | namespace 0 · key |
 //! | `fields` | as `rows`, up to and with the type |
+//! | `staged` | as `rows` |
 //! | `requests` | 0 · namespace 0 · idempotency key (16) · partition (2), or 1 · time (8) · the same |
 //! | `meta` | a name, then its bytes |
 //!
@@ -62,11 +63,8 @@ pub fn row_key(record_prefix: &[u8], field: &Field, ty: FieldType, slot: &[u8], 
 /// Takes a row apart that was found below a record's prefix.
 pub fn parse_row(record_prefix: &[u8], key: &[u8], value: &[u8]) -> Result<Row, CodecError> {
     let (field, ty, rest) = parse_field(record_prefix, key)?;
-    let tail = if ty.keyed_by_dot() { 16 } else { 8 };
-    let at = rest.len().checked_sub(tail).ok_or_else(|| malformed("a row's key is too short"))?;
-    let (slot, replica) = rest.split_at(at);
+    let (slot, replica, _) = row_tail(ty, rest)?;
     let value = RowValue::decode(value)?;
-    let replica = ReplicaId(be_u64(&replica[..8]));
     Ok(Row {
         field,
         ty,
@@ -88,6 +86,79 @@ pub fn parse_field<'k>(
     let field = Field::new(name).map_err(|error| malformed(&error.to_string()))?;
     let (&ty, rest) = rest[end + 1..].split_first().ok_or_else(|| malformed("a row's key has no type"))?;
     Ok((field, FieldType(ty), rest))
+}
+
+/// The parts of a row's key besides the record: what a peer sent is taken apart with it, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowKey {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The record.
+    pub record: RecordId,
+    /// How many of the key's bytes name partition and record.
+    pub record_bytes: usize,
+    /// The field.
+    pub field: Field,
+    /// Its type.
+    pub ty: FieldType,
+    /// How many of the key's bytes name partition, record, field and type.
+    pub type_bytes: usize,
+    /// The slot.
+    pub slot: Vec<u8>,
+    /// The writer.
+    pub replica: ReplicaId,
+    /// The counter, where rows are keyed by dot.
+    pub counter: Option<u64>,
+}
+
+/// Takes a row's key apart, whole. The record's hash and partition are not checked.
+pub fn parse_row_key(key: &[u8]) -> Result<RowKey, CodecError> {
+    let type_bytes = type_bytes(key)?;
+    let (record, field, ty) = parse_type_prefix(&key[..type_bytes])?;
+    let (slot, replica, counter) = row_tail(ty, &key[type_bytes..])?;
+    let names = record.namespace.as_str().len() + record.key.as_str().len() + 2;
+    Ok(RowKey {
+        partition: PartitionId(u16::from_be_bytes([key[0], key[1]])),
+        record,
+        record_bytes: 10 + names,
+        field,
+        ty,
+        type_bytes,
+        slot: slot.to_vec(),
+        replica,
+        counter,
+    })
+}
+
+/// How many bytes of a row's key name partition, record, field and type.
+pub(crate) fn type_bytes(key: &[u8]) -> Result<usize, CodecError> {
+    let names = key.get(10..).ok_or_else(|| malformed("a row's key is too short"))?;
+    let mut ends = names.iter().enumerate().filter(|(_, byte)| **byte == 0).map(|(at, _)| at);
+    let end = ends.nth(2).ok_or_else(|| malformed("a row's key lacks a name"))?;
+    match names.len() > end + 1 {
+        true => Ok(10 + end + 2),
+        false => Err(malformed("a row's key has no type")),
+    }
+}
+
+/// The dot of a stored row, without decoding the rest of its value.
+pub(crate) fn row_dot(key: &[u8], value: &[u8]) -> Result<Dot, CodecError> {
+    let type_bytes = type_bytes(key)?;
+    let (_, replica, counter) = row_tail(FieldType(key[type_bytes - 1]), &key[type_bytes..])?;
+    let counter = match counter {
+        Some(counter) => counter,
+        None => RowValue::counter(value)?,
+    };
+    Ok(Dot { replica, counter })
+}
+
+/// Slot, replica and counter: what follows the type in a row's key.
+fn row_tail(ty: FieldType, rest: &[u8]) -> Result<(&[u8], ReplicaId, Option<u64>), CodecError> {
+    let tail = if ty.keyed_by_dot() { 16 } else { 8 };
+    let at = rest.len().checked_sub(tail).ok_or_else(|| malformed("a row's key is too short"))?;
+    let (slot, tail) = rest.split_at(at);
+    let counter = ty.keyed_by_dot().then(|| be_u64(&tail[8..]));
+    Ok((slot, ReplicaId(be_u64(&tail[..8])), counter))
 }
 
 /// The record, field and type of a key of `fields`.
@@ -189,6 +260,21 @@ pub fn partition_meta(partition: PartitionId) -> Vec<u8> {
     key
 }
 
+/// That rows which a peer sent are taking effect in a partition, in `meta`.
+pub fn settling(partition: PartitionId) -> Vec<u8> {
+    [SETTLING, &partition.0.to_be_bytes()].concat()
+}
+
+/// The partition of a key made by [`settling`].
+pub fn parse_settling(key: &[u8]) -> Result<PartitionId, CodecError> {
+    match key.strip_prefix(SETTLING) {
+        Some(&[high, low]) => Ok(PartitionId(u16::from_be_bytes([high, low]))),
+        _ => Err(malformed("not a key of a partition that settles")),
+    }
+}
+
+/// The first bytes of all keys made by [`settling`].
+pub const SETTLING: &[u8] = b"settling/";
 const JOB: &[u8] = b"job/";
 /// The greatest stamp of the node's clock, in `meta`.
 pub const CLOCK: &[u8] = b"clock";
@@ -283,6 +369,10 @@ mod tests {
             prop_assert_eq!(parse_type_prefix(&field_key), Ok((record(&name_of), row.field.clone(), row.ty)));
             let job = job(&field_key);
             prop_assert_eq!(parse_job(&job), Ok(field_key.as_slice()));
+            prop_assert_eq!(row_dot(&key, &value), Ok(row.dot));
+            let parts = parse_row_key(&key).unwrap();
+            prop_assert_eq!((&key[..parts.record_bytes], &key[..parts.type_bytes]), (&prefix[..], &field_key[..]));
+            prop_assert_eq!((parts.slot, parts.replica, parts.field), (row.slot.clone(), row.dot.replica, row.field.clone()));
             prop_assert_eq!(parse_row(&prefix, &key, &value), Ok(row));
         }
 
@@ -292,6 +382,8 @@ mod tests {
             let _ = log_index(&key);
             let _ = parse_type_prefix(&key);
             let _ = parse_request_at(&key);
+            let _ = parse_row_key(&key);
+            let _ = row_dot(&key, &value);
         }
     }
 }

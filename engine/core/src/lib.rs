@@ -27,6 +27,7 @@ pub mod machine;
 pub mod op;
 pub mod partition;
 pub mod read;
+pub mod repair;
 pub mod requests;
 pub mod rng;
 pub mod row;

@@ -20,6 +20,7 @@
 //!   cannot be applied follows one that was lost, and comes again. Hence no two wait for each other in a circle.
 
 mod apply;
+mod repair;
 mod sweep;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ use crate::requests::{self, Known};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
+pub use repair::Checked;
 pub use sweep::{Fold, Step};
 
 /// What a delta that waits costs beyond its bytes.
@@ -93,6 +95,8 @@ pub struct Partition {
     has_jobs: bool,
     /// Whether some field may have a state: in most partitions none has.
     has_states: bool,
+    /// Whether something may be staged.
+    has_staged: bool,
     /// Where the next job is looked for.
     job_turn: Option<Vec<u8>>,
 }
@@ -169,6 +173,7 @@ impl Partition {
         news.remove(replica);
         let states = keys::partition_prefix(id);
         let has_states = store.first(Family::Fields, &states, &keys::after_prefix(&states))?.is_some();
+        let has_staged = store.first(Family::Staged, &states, &keys::after_prefix(&states))?.is_some();
         Ok(Self {
             id,
             replica,
@@ -179,6 +184,7 @@ impl Partition {
             pending_bytes: 0,
             has_jobs: true,
             has_states,
+            has_staged,
             job_turn: None,
         })
     }
@@ -382,6 +388,17 @@ impl Partition {
             return Ok(Received::Refused(error));
         }
         let mut applied = vec![self.apply(txn, &delta, encoded, &[], oldest_ms)?];
+        applied.extend(self.apply_pending(txn, oldest_ms)?);
+        Ok(Received::Applied(applied))
+    }
+
+    /// Applies what waits and need not any more.
+    fn apply_pending<S: StoreRead>(
+        &mut self,
+        txn: &mut Txn<'_, S>,
+        oldest_ms: u64,
+    ) -> Result<Vec<Applied>, StoreError> {
+        let mut applied = Vec::new();
         // Each round takes at least one out, so this ends with what is pending.
         while let Some(next) = self.next_pending() {
             let Some(pending) = self.take_pending(next) else { break };
@@ -395,7 +412,7 @@ impl Partition {
                 applied.push(self.apply(txn, &delta, pending.encoded, &[], oldest_ms)?);
             }
         }
-        Ok(Received::Applied(applied))
+        Ok(applied)
     }
 
     /// What becomes of a delta of these commits whatever else it says, so that it need not be decoded: `None` if that is open.

@@ -133,6 +133,11 @@ impl RowValue {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         codec::decode(ROW_VERSION, bytes)
     }
+
+    /// The counter alone.
+    pub(crate) fn counter(bytes: &[u8]) -> Result<u64, CodecError> {
+        codec::decode_prefix(ROW_VERSION, bytes).map(|(counter, _)| counter)
+    }
 }
 
 /// Visits the rows of a key range of one record, dead ones too, with their keys.

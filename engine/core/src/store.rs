@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
 use std::ops::Bound::{Excluded, Included};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use crate::codec::CodecError;
 use crate::keys;
+use crate::repair::{self, Settlings};
 
 /// A family of keys (a RocksDB column family).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,11 +30,14 @@ pub enum Family {
     Fields,
     /// Idempotency keys that were applied.
     Requests,
+    /// Rows that a peer sent and that have not taken effect yet.
+    Staged,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 6] = [Self::Rows, Self::Log, Self::Keys, Self::Meta, Self::Fields, Self::Requests];
+    pub const ALL: [Self; 7] =
+        [Self::Rows, Self::Log, Self::Keys, Self::Meta, Self::Fields, Self::Requests, Self::Staged];
 
     /// The family's name on disk.
     pub fn name(self) -> &'static str {
@@ -43,6 +48,7 @@ impl Family {
             Self::Meta => "meta",
             Self::Fields => "fields",
             Self::Requests => "requests",
+            Self::Staged => "staged",
         }
     }
 }
@@ -205,37 +211,79 @@ impl<S: StoreRead> StoreRead for Overlay<'_, S> {
     }
 }
 
-/// A store with a batch laid over it that goes on growing.
+/// A store with a batch laid over it that goes on growing. Of partitions that settle it shows, and changes, what readers
+/// are to see ([`crate::repair`]).
 #[derive(Debug)]
 pub struct Txn<'a, S> {
     store: &'a S,
     batch: &'a mut Batch,
+    settlings: Arc<Settlings>,
 }
 
 impl<'a, S: StoreRead> Txn<'a, S> {
-    /// Lays the batch over the store.
+    /// Lays the batch over a store in which no partition settles.
     pub fn new(store: &'a S, batch: &'a mut Batch) -> Self {
-        Self { store, batch }
+        Self::with(store, batch, Arc::default())
+    }
+
+    /// Lays the batch over the store.
+    pub fn with(store: &'a S, batch: &'a mut Batch, settlings: Arc<Settlings>) -> Self {
+        Self { store, batch, settlings }
     }
 
     /// Sets a value in the batch.
     pub fn put(&mut self, family: Family, key: Vec<u8>, value: Vec<u8>) {
+        self.unstage(family, &key);
         self.batch.put(family, key, value);
     }
 
     /// Removes a key in the batch.
     pub fn delete(&mut self, family: Family, key: Vec<u8>) {
+        self.unstage(family, &key);
         self.batch.delete(family, key);
+    }
+
+    /// The partitions that settle.
+    pub fn settlings(&self) -> &Arc<Settlings> {
+        &self.settlings
+    }
+
+    /// What the batch itself does to the partitions that settle was changed.
+    pub(crate) fn settle(&mut self, settlings: Arc<Settlings>) {
+        self.settlings = settlings;
+    }
+
+    /// The store and the batch as they are, staged entries beside rows.
+    pub(crate) fn raw(&self) -> Overlay<'_, S> {
+        Overlay::new(self.store, self.batch)
+    }
+
+    /// The batch as it is.
+    pub(crate) fn raw_batch(&mut self) -> &mut Batch {
+        self.batch
+    }
+
+    /// A row that changes puts an end to what is staged under its key.
+    fn unstage(&mut self, family: Family, key: &[u8]) {
+        if family == Family::Rows && !self.settlings.is_empty() && self.settlings.of(key).is_some() {
+            self.batch.delete(Family::Staged, key.to_vec());
+        }
     }
 }
 
 impl<S: StoreRead> StoreRead for Txn<'_, S> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Overlay::new(self.store, self.batch).get(family, key)
+        match self.settlings.is_empty() {
+            true => self.raw().get(family, key),
+            false => repair::get(&self.raw(), &self.settlings, family, key),
+        }
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
-        Overlay::new(self.store, self.batch).scan(family, from, to, visit)
+        match self.settlings.is_empty() {
+            true => self.raw().scan(family, from, to, visit),
+            false => repair::scan(&self.raw(), &self.settlings, family, from, to, visit),
+        }
     }
 }
 

@@ -73,13 +73,24 @@ pub(super) fn apply<S: StoreRead>(
     Ok(left)
 }
 
-/// Removes a record's mark, and what is kept about its fields, if it has no row any more.
+/// Marks that a record has rows.
+pub(super) fn mark<S: StoreRead>(txn: &mut Txn<'_, S>, record: &RecordId) -> Result<(), StoreError> {
+    let mark = keys::key_mark(record);
+    if txn.get(Family::Keys, &mark)?.is_none() {
+        txn.put(Family::Keys, mark, KEY_MARK.to_vec());
+    }
+    Ok(())
+}
+
+/// Removes a record's mark, and what is kept about its fields, if it has no row any more, and none that may come to count.
 pub(super) fn unmark_if_empty<S: StoreRead>(
     txn: &mut Txn<'_, S>,
     prefix: &[u8],
     record: &RecordId,
 ) -> Result<(), StoreError> {
-    if txn.first(Family::Rows, prefix, &keys::after_prefix(prefix))?.is_some() {
+    let end = keys::after_prefix(prefix);
+    if txn.first(Family::Rows, prefix, &end)?.is_some() || txn.first(Family::Staged, prefix, &end)?.is_some()
+    {
         return Ok(());
     }
     txn.delete(Family::Keys, keys::key_mark(record));
@@ -122,10 +133,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
                 unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
             }
         } else if !self.is_marked {
-            let mark = keys::key_mark(&delta.record);
-            if self.txn.get(Family::Keys, &mark)?.is_none() {
-                self.txn.put(Family::Keys, mark, KEY_MARK.to_vec());
-            }
+            mark(self.txn, &delta.record)?;
         }
         Ok(())
     }
@@ -219,6 +227,11 @@ impl<S: StoreRead> Change<'_, '_, S> {
                 state.changed(slot, before, after);
             }
             state.write(self.txn, &range);
+            if state.survey.is_some() {
+                // What is staged here is not counted, and no job may have been put yet.
+                self.txn.put(Family::Meta, keys::job(&range), Vec::new());
+                self.left.job = true;
+            }
         }
         Ok(())
     }

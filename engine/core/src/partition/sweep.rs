@@ -1,6 +1,7 @@
 //! Jobs: what is put off when deltas are applied, done a bounded step at a time between them.
 //!
 //! - A *survey* passes over the rows of a field, removes those that a clear took, and counts the slots present.
+//! - Rows that a peer sent and that count are *moved* to their places ([`super::repair`]).
 //! - A *fold* has a counter's owner take in what clears took of its sum. It is an ordinary commit.
 //!
 //! The list of jobs is durable: it is written in the batch that makes the job, and a job is struck off in the batch that
@@ -71,6 +72,10 @@ impl Partition {
 
     /// Does a step of the next job.
     pub fn work<S: StoreRead>(&mut self, txn: &mut Txn<'_, S>) -> Result<Step, StoreError> {
+        if self.is_settling(txn) {
+            self.move_staged(txn)?;
+            return Ok(Step::Worked);
+        }
         let all = keys::jobs(self.id);
         let end = keys::after_prefix(&all);
         let from = self.job_turn.take().filter(|turn| turn.starts_with(&all)).unwrap_or_else(|| all.clone());
