@@ -35,7 +35,7 @@ mod read;
 mod settled;
 mod settling;
 
-pub use read::{Found, Leaves, Listed, ReadSizes, RepairRead, TREE_BITS_MAX, Wanted, run};
+pub use read::{Found, Leaves, Listed, ReadSizes, RepairRead, TREE_BITS_MAX, Wanted, leaf, run};
 pub use settled::Settled;
 pub use settling::{Settling, Settlings, Staged};
 

@@ -19,7 +19,8 @@
 //! 4. **Catching up** ([`catch_up`]). A node that is behind, or for too long lacks what a peer has from a third, asks a
 //!    peer, and gets runs of its log merged into intervals. So two regions that both reach a third converge though the
 //!    link between them is cut, and a million increments of one counter heal for what one costs.
-//! 5. **Incarnations** ([`incarnation`]). Under which replica id a starting node writes.
+//! 5. **State repair** ([`repair`]). Where no log reaches back far enough, a partition's state is joined with a peer's.
+//! 6. **Incarnations** ([`incarnation`]). Under which replica id a starting node writes.
 //!
 //! Deltas are applied in causal order ([`godwit_core::partition`]). The least missing delta in causal order is
 //! always the next one of its origin's stream and can be applied on arrival, so streams never wait for each
@@ -32,7 +33,8 @@ pub mod message;
 pub mod node;
 pub mod peer;
 pub mod push;
+pub mod repair;
 pub mod status;
 
 pub use message::Message;
-pub use node::{Input, LinkId, Node, NodeConfig, Output, Reply, RequestId, Tuning};
+pub use node::{Input, LinkId, Node, NodeConfig, Output, ReaderId, Reply, RequestId, Tuning};

@@ -6,6 +6,7 @@
 //! The transport settles with the peer which wire version a link speaks: the newest that both know. Version 1, without
 //! intervals and without incarnations, is a frozen module.
 
+pub mod repair;
 mod wire1;
 
 use bincode::{Decode, Encode};
@@ -58,6 +59,10 @@ pub enum Message {
     },
     /// Answers a greeting that asks to go on with an incarnation.
     Confirm(Confirm),
+    /// Asks for a partition's state.
+    Pull(repair::Pull),
+    /// Answers that.
+    State(repair::State),
 }
 
 /// What a peer knows of an incarnation that a starting node would go on with.
@@ -115,6 +120,8 @@ impl Message {
             Self::Deltas { .. } => "deltas",
             Self::Want { .. } => "want",
             Self::Confirm(_) => "confirm",
+            Self::Pull(_) => "pull",
+            Self::State(_) => "state",
         }
     }
 }

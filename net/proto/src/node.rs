@@ -10,6 +10,7 @@
 //! - What was put off (sweeping, counting, folding) is done a step at a time, with pauses, so that it delays nobody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use godwit_core::codec::{self, CodecError};
 use godwit_core::context::{Dot, VersionVector};
@@ -20,6 +21,7 @@ use godwit_core::keys;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Terms, Write};
 use godwit_core::partition::{self, Applied, CommitError, Committed, Partition, Received};
+use godwit_core::repair::{Found, ReadSizes, RepairRead, Settlings, TREE_BITS_MAX};
 use godwit_core::requests;
 use godwit_core::row::FieldType;
 use godwit_core::store::{Batch, Family, StoreError, StoreRead, Txn};
@@ -29,6 +31,7 @@ use crate::catch_up::CatchUp;
 use crate::incarnation::{Incarnation, Waiting};
 use crate::message::Message;
 use crate::peer::{Peer, Place};
+use crate::repair::{READ_ROWS, Repairs};
 use crate::status::Status;
 
 const CLOCK_VERSION: u8 = 1;
@@ -97,6 +100,14 @@ pub struct Tuning {
     pub pending_bytes_max: usize,
     /// Own commits in a partition that a peer may lack and still be pushed them one by one; beyond, it asks.
     pub push_commits_max: u64,
+    /// Bytes of rows that repairs read in a second, those of this node and those that it serves.
+    pub repair_bytes_per_s: u64,
+    /// Rows that one read of a repair looks at, at least 1.
+    pub repair_rows: usize,
+    /// Bytes of a repair's parts that may be sent and not taken.
+    pub repair_window_bytes: usize,
+    /// By how many bits the tree of a repair divides the rows at most; a multiple of 4, up to 20.
+    pub repair_tree_bits: u8,
     /// How long work that was put off (sweeping, counting, folding) rests before its first step.
     pub job_delay_us: u64,
     /// The pause between steps of such work.
@@ -121,6 +132,10 @@ impl Default for Tuning {
             again_every_us: 30,
             pending_bytes_max: 128 * 1024 * 1024,
             push_commits_max: 1024,
+            repair_bytes_per_s: 64 * 1024 * 1024,
+            repair_rows: READ_ROWS,
+            repair_window_bytes: 8 * 1024 * 1024,
+            repair_tree_bits: TREE_BITS_MAX,
             job_delay_us: 200_000,
             job_pause_us: 5_000,
             sizes: partition::Sizes::default(),
@@ -193,6 +208,13 @@ pub enum Input {
         /// The frame's bytes.
         bytes: Vec<u8>,
     },
+    /// What was asked for by [`Output::Read`] was read.
+    Read {
+        /// The reader.
+        reader: ReaderId,
+        /// What was found.
+        found: Box<Found>,
+    },
 }
 
 /// What the node wants released, once its batch is durable.
@@ -225,9 +247,30 @@ pub enum Output {
         /// The answer.
         reply: Reply,
     },
+    /// Read a part of the store, on a thread of its own, and hand in what is found as [`Input::Read`]. Several may be under
+    /// way for different readers, one for each.
+    Read {
+        /// The reader.
+        reader: ReaderId,
+        /// Whether to take a new snapshot for it, of what is in the store then; otherwise its last one goes on to be read.
+        fresh: bool,
+        /// What to read.
+        read: Box<RepairRead>,
+        /// How much.
+        sizes: ReadSizes,
+    },
+    /// The reader reads no more: its snapshot may go, and what is still being read for it.
+    EndRead {
+        /// The reader.
+        reader: ReaderId,
+    },
     /// Something that an operator should know.
     Alarm(Alarm),
 }
+
+/// Names a reader of the store, in one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReaderId(pub u64);
 
 /// Something that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -257,6 +300,15 @@ pub enum Alarm {
     PendingFull {
         /// The partition.
         partition: PartitionId,
+    },
+    /// The repair of a partition's state was given up; it will be tried again.
+    RepairGivenUp {
+        /// The partition.
+        partition: PartitionId,
+        /// From whom it was repaired.
+        peer: String,
+        /// Why.
+        why: &'static str,
     },
 }
 
@@ -290,6 +342,7 @@ pub struct Node {
     pub(crate) peers: BTreeMap<String, Peer>,
     pub(crate) catch_up: CatchUp,
     pub(crate) incarnation: Incarnation,
+    pub(crate) repairs: Repairs,
     pub(crate) stopped: bool,
     /// When to do the next step of what was put off.
     jobs_at: Option<Mono>,
@@ -300,6 +353,8 @@ pub struct Node {
     /// Bytes of deltas that wait, over all partitions.
     pub(crate) pending_bytes: usize,
     clock: HlcClock,
+    /// The partitions in which rows of a repair count and have not been moved to their places.
+    settlings: Arc<Settlings>,
 }
 
 /// One step of the machine: the time, the store under the growing batch, and the outputs so far.
@@ -335,6 +390,7 @@ impl Node {
             peers: BTreeMap::new(),
             catch_up: CatchUp::default(),
             incarnation,
+            repairs: Repairs::default(),
             stopped: false,
             // There may be jobs left from before.
             jobs_at: Some(Mono(0)),
@@ -342,6 +398,7 @@ impl Node {
             requests_at: Mono(0),
             pending_bytes: 0,
             clock,
+            settlings: Arc::new(Settlings::open(store)?),
         };
         Ok((node, batch))
     }
@@ -402,7 +459,7 @@ impl Node {
     }
 
     /// The time before which idempotency keys no longer count.
-    fn oldest_request_ms(&self, now: Now) -> u64 {
+    pub(crate) fn oldest_request_ms(&self, now: Now) -> u64 {
         now.wall.0.saturating_sub(self.config.idempotency_window_ms)
     }
 
@@ -410,6 +467,11 @@ impl Node {
         if self.jobs_at.is_none() && self.partitions[usize::from(id.0)].has_jobs() {
             self.jobs_at = Some(now.mono.plus_us(self.config.tuning.job_delay_us));
         }
+    }
+
+    /// There is something to be done that should not wait.
+    pub(crate) fn jobs_are_due(&mut self, now: Mono) {
+        self.jobs_at = Some(now);
     }
 
     /// Does a step of what was put off.
@@ -534,18 +596,66 @@ impl Node {
         Ok(Ok(()))
     }
 
-    fn applied_remote<S: StoreRead>(&mut self, step: &mut Step<'_, S>, id: PartitionId, applied: &Applied) {
-        if let Some(alarm) = self.clock.observe(applied.hlc, step.now.wall) {
-            // Of an interval, one of those who may have written the stamp.
-            let replica = applied.dots.last_dots().next().map_or(ReplicaId(0), |dot| dot.replica);
-            let ahead_ms = alarm.ahead_ms;
-            step.outputs.push(Output::Alarm(Alarm::ClockDrift { replica, ahead_ms }));
-        }
+    pub(crate) fn applied_remote<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        id: PartitionId,
+        applied: &Applied,
+    ) {
+        // Of an interval, one of those who may have written the stamp.
+        let writer = applied.dots.last_dots().next().map(|dot| dot.replica);
+        self.follow_clock(step, applied.hlc, writer);
         self.push_applied(step, id, applied);
     }
 
-    fn write_clock<S: StoreRead>(&self, step: &mut Step<'_, S>) {
+    /// A stamp came, maybe of this writer.
+    pub(crate) fn follow_clock<S: StoreRead>(
+        &mut self,
+        step: &mut Step<'_, S>,
+        hlc: Hlc,
+        writer: Option<ReplicaId>,
+    ) {
+        if let Some(alarm) = self.clock.observe(hlc, step.now.wall) {
+            let (replica, ahead_ms) = (writer.unwrap_or(ReplicaId(0)), alarm.ahead_ms);
+            step.outputs.push(Output::Alarm(Alarm::ClockDrift { replica, ahead_ms }));
+        }
+    }
+
+    pub(crate) fn write_clock<S: StoreRead>(&self, step: &mut Step<'_, S>) {
         step.txn.put(Family::Meta, keys::CLOCK.to_vec(), codec::encode(CLOCK_VERSION, &self.clock.last()));
+    }
+
+    fn input<S: StoreRead>(&mut self, step: &mut Step<'_, S>, input: Input) -> Result<(), StoreError> {
+        match input {
+            Input::Commit { request, .. } | Input::Stop { request } if self.stopped => {
+                step.outputs.push(Output::Reply { request, reply: Reply::Stopping });
+            }
+            Input::Commit { request, writes, terms } => {
+                let held_back = self.hold_back(step, Waiting { request, writes, terms })?;
+                if let Some(Waiting { request, writes, terms }) = held_back {
+                    let reply = self.commit(step, &writes, &terms)?;
+                    step.outputs.push(Output::Reply { request, reply });
+                }
+            }
+            Input::Count { record, field, ty } => {
+                let id = record.partition(self.config.partitions);
+                self.partitions[usize::from(id.0)].count(&mut step.txn, &record, &field, ty)?;
+                self.jobs_may_be_due(step.now, id);
+            }
+            Input::Stop { request } => {
+                self.stop(step)?;
+                step.outputs.push(Output::Reply { request, reply: Reply::Stopping });
+            }
+            Input::Status { request } => {
+                let reply = Reply::Status(Box::new(self.status()));
+                step.outputs.push(Output::Reply { request, reply });
+            }
+            Input::Up { peer, link, wire } => self.link_up(step, peer, link, wire),
+            Input::Down { peer, link } => self.link_down(step.now.mono, &peer, link),
+            Input::Frame { peer, link, bytes } => self.frame(step, &peer, link, &bytes)?,
+            Input::Read { reader, found } => self.read_done(step, reader, *found)?,
+        }
+        Ok(())
     }
 }
 
@@ -561,35 +671,9 @@ impl Machine for Node {
         out: &mut Effects<Output>,
     ) -> Result<(), StoreError> {
         self.began(now.mono);
-        let mut step = Step::new(now, store, &mut out.batch, &mut out.outputs);
-        match input {
-            Input::Commit { request, .. } | Input::Stop { request } if self.stopped => {
-                step.outputs.push(Output::Reply { request, reply: Reply::Stopping });
-            }
-            Input::Commit { request, writes, terms } => {
-                let held_back = self.hold_back(&mut step, Waiting { request, writes, terms })?;
-                if let Some(Waiting { request, writes, terms }) = held_back {
-                    let reply = self.commit(&mut step, &writes, &terms)?;
-                    step.outputs.push(Output::Reply { request, reply });
-                }
-            }
-            Input::Count { record, field, ty } => {
-                let id = record.partition(self.config.partitions);
-                self.partitions[usize::from(id.0)].count(&mut step.txn, &record, &field, ty)?;
-                self.jobs_may_be_due(now, id);
-            }
-            Input::Stop { request } => {
-                self.stop(&mut step)?;
-                step.outputs.push(Output::Reply { request, reply: Reply::Stopping });
-            }
-            Input::Status { request } => {
-                let reply = Reply::Status(Box::new(self.status()));
-                step.outputs.push(Output::Reply { request, reply });
-            }
-            Input::Up { peer, link, wire } => self.link_up(&mut step, peer, link, wire),
-            Input::Down { peer, link } => self.link_down(now.mono, &peer, link),
-            Input::Frame { peer, link, bytes } => self.frame(&mut step, &peer, link, &bytes)?,
-        }
+        let mut step = Step::new(now, store, &mut out.batch, &mut out.outputs, &self.settlings);
+        self.input(&mut step, input)?;
+        self.settlings = Arc::clone(step.txn.settlings());
         Ok(())
     }
 
@@ -599,6 +683,7 @@ impl Machine for Node {
             self.next_catch_up_deadline(),
             self.incarnation.deadline(),
             self.jobs_at,
+            self.repairs.deadline(),
             Some(self.requests_at),
         ];
         peers.into_iter().chain(others.into_iter().flatten()).min()
@@ -610,21 +695,30 @@ impl Machine for Node {
         store: &impl StoreRead,
         out: &mut Effects<Output>,
     ) -> Result<(), StoreError> {
-        let mut step = Step::new(now, store, &mut out.batch, &mut out.outputs);
+        let mut step = Step::new(now, store, &mut out.batch, &mut out.outputs, &self.settlings);
         self.began(now.mono);
         self.incarnation_due(&mut step)?;
         self.tell_contexts_due(&mut step);
         self.push_due(&mut step)?;
         self.ask_due(&mut step);
         self.answers_due(&mut step)?;
+        self.repairs_due(&mut step)?;
         self.jobs_due(&mut step)?;
-        self.requests_due(&mut step)
+        self.requests_due(&mut step)?;
+        self.settlings = Arc::clone(step.txn.settlings());
+        Ok(())
     }
 }
 
 impl<'a, S: StoreRead> Step<'a, S> {
-    fn new(now: Now, store: &'a S, batch: &'a mut Batch, outputs: &'a mut Vec<Output>) -> Self {
-        Self { now, txn: Txn::new(store, batch), outputs }
+    fn new(
+        now: Now,
+        store: &'a S,
+        batch: &'a mut Batch,
+        outputs: &'a mut Vec<Output>,
+        settlings: &Arc<Settlings>,
+    ) -> Self {
+        Self { now, txn: Txn::with(store, batch, Arc::clone(settlings)), outputs }
     }
 
     pub(crate) fn send(&mut self, peer: &str, place: Place, message: Message) {

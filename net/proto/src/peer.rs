@@ -84,6 +84,11 @@ impl Place {
     pub(crate) fn merges(self) -> bool {
         self.wire >= 2
     }
+
+    /// Whether the peer knows state repair.
+    pub(crate) fn repairs(self) -> bool {
+        self.wire >= 3
+    }
 }
 
 /// What is kept about a peer while a link to it is up.
@@ -264,6 +269,8 @@ impl Node {
             Message::Deltas { partition, .. } | Message::Want { partition, .. } => Some(*partition),
             Message::Contexts { contexts, .. } => contexts.iter().map(|(partition, _)| *partition).max(),
             Message::Confirm(confirm) => confirm.holds.iter().map(|(partition, _)| *partition).max(),
+            Message::Pull(pull) => Some(pull.partition),
+            Message::State(state) => Some(state.partition),
             Message::Hello(_) | Message::Refuse { .. } => None,
         };
         if let Some(partition) = partition.filter(|partition| partition.0 >= self.config.partitions) {
@@ -283,6 +290,8 @@ impl Node {
             }
             Message::Want { partition, context } => self.serve_want(step.now.mono, name, partition, context),
             Message::Confirm(confirm) => self.confirmed(step, name, &confirm)?,
+            Message::Pull(pull) => return Ok(self.pulled(step, name, pull)),
+            Message::State(state) => return self.part_came(step, name, state),
             Message::Hello(_) | Message::Refuse { .. } => {}
         }
         Ok(Ok(()))
