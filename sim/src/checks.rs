@@ -5,6 +5,7 @@ use godwit_core::digest;
 use godwit_core::ids::{Key, Member, PartitionId};
 use godwit_core::partition;
 use godwit_core::read::{self, PageLimits, ReadError, ReadLimits, Value};
+use godwit_core::repair::Settled;
 use godwit_core::store::StoreError;
 
 use crate::draws::Of;
@@ -68,7 +69,9 @@ impl World {
             bytes_max: 1 + rng.below(8) as usize,
             rows_max: 1 + rng.below(12) as usize,
         };
-        let (store, namespace) = (&self.nodes[i].disk, workload::namespace());
+        let broken = |error: StoreError| Violation::new(10, format!("n{i}: {error}"));
+        let store = &Settled::open(&self.nodes[i].disk).map_err(broken)?;
+        let namespace = workload::namespace();
         let mut listed: Vec<Key> = Vec::new();
         let mut after: Option<Key> = None;
         // Each page gets on by one mark at least.
@@ -99,8 +102,9 @@ impl World {
             bytes_max: 1 + rng.below(4) as usize,
             rows_max: 1 + rng.below(6) as usize,
         };
-        let (store, partitions) = (&self.nodes[i].disk, self.partitions);
+        let partitions = self.partitions;
         let broken = |error: ReadError| Violation::new(10, format!("n{i}: {error}"));
+        let store = &Settled::open(&self.nodes[i].disk).map_err(|error| broken(error.into()))?;
         for (record, field) in workload::records()
             .iter()
             .flat_map(|record| workload::set_fields().into_iter().map(move |field| (record, field)))

@@ -166,6 +166,10 @@ struct TuningLine {
     again_every_us: u64,
     pending_bytes_max: usize,
     push_commits_max: u64,
+    repair_bytes_per_s: u64,
+    repair_rows: usize,
+    repair_window_bytes: usize,
+    repair_tree_bits: u8,
     job_delay_us: u64,
     job_pause_us: u64,
     #[serde(with = "SizesLine")]

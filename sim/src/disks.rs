@@ -93,6 +93,7 @@ impl World {
         member.trouble.stop();
         member.ended.clear();
         member.inbox.clear();
+        member.reads.clear();
         member.open.clear();
         member.stopping = None;
         for other in (0..self.nodes.len()).filter(|&other| other != i) {

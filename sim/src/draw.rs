@@ -82,6 +82,10 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         again_every_us: 1 << rng.below(12),
         pending_bytes_max: 1_000 << rng.below(14),
         push_commits_max: 1 << rng.below(8),
+        repair_bytes_per_s: 1_000 << rng.below(16),
+        repair_rows: 1 << rng.below(6),
+        repair_window_bytes: 100 << rng.below(12),
+        repair_tree_bits: 4 * rng.below(3) as u8,
         job_delay_us: 1_000 << rng.below(10),
         job_pause_us: 1_000 << rng.below(6),
         sizes: Sizes {

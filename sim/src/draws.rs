@@ -30,6 +30,8 @@ pub enum Of {
     Busy = 10,
     /// What a power cut leaves: node, life.
     PowerCut = 11,
+    /// How long a read of the store takes: node, reader, time.
+    Reading = 12,
     /// The pages of sets: node, time.
     Members = 20,
 }

@@ -4,6 +4,7 @@ use godwit_core::ids::{Field, RecordId};
 
 use crate::clients::Plan;
 use crate::network::{Frame, Pair};
+use crate::reads::Read;
 use crate::workload::Ask;
 
 /// What happens at a moment.
@@ -33,6 +34,8 @@ pub enum Event {
     },
     /// A node's machine may have something to do.
     Timer(usize),
+    /// A part of a node's store is read.
+    Read(Read),
     /// A frame arrives.
     Arrival(Frame),
     /// Two nodes try to connect.

@@ -4,7 +4,8 @@ use std::fmt::{self, Write as _};
 
 use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
-use godwit_core::read::{self, ReadLimits};
+use godwit_core::read::{self, ReadError, ReadLimits};
+use godwit_core::repair::Settled;
 
 use godwit_proto::Reply;
 
@@ -47,7 +48,9 @@ impl World {
             Err(broken) => vec![broken.to_string()],
         };
         let read = |record: &RecordId| {
-            let views = read::record(&self.nodes[i].disk, self.partitions, record, ReadLimits::NONE);
+            let store = Settled::open(&self.nodes[i].disk).map_err(ReadError::from);
+            let views =
+                store.and_then(|store| read::record(&store, self.partitions, record, ReadLimits::NONE));
             match views {
                 Ok(views) => format!("{:?}", oracle::as_spec(&views)),
                 Err(error) => error.to_string(),

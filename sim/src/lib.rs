@@ -31,6 +31,7 @@ mod judge;
 mod lines;
 pub mod network;
 pub mod oracle;
+mod reads;
 pub mod recorded;
 pub mod recording;
 mod requests;

@@ -12,6 +12,7 @@ use godwit_core::digest;
 use godwit_core::ids::{Key, PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::{self, CommitError};
 use godwit_core::read::{self, FieldView, ReadError, ReadLimits, Value};
+use godwit_core::repair::Settled;
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreRead;
 use godwit_core::time::Hlc;
@@ -303,6 +304,7 @@ impl Oracle {
         whose: &str,
     ) -> Result<(VersionVector, Vec<Key>), Violation> {
         let broken = |error: godwit_core::store::StoreError| Violation::new(10, format!("{whose}: {error}"));
+        let store = &Settled::open(store).map_err(broken)?;
         let context = partition::stored_context(store, id).map_err(broken)?;
         let partition = self.partitions.entry(id).or_default();
         let mut state = match partition.states.remove(&context) {
@@ -464,7 +466,7 @@ fn check_sizes(
     Ok(Ok(()))
 }
 
-/// A record is marked exactly if it has rows.
+/// A record is marked exactly if it has rows, or has some staged.
 fn check_mark(
     store: &impl StoreRead,
     id: PartitionId,
@@ -474,5 +476,10 @@ fn check_mark(
     let prefix = keys::record_prefix(id, record);
     let rows = store.first(Family::Rows, &prefix, &keys::after_prefix(&prefix))?.is_some();
     let marked = store.get(Family::Keys, &keys::key_mark(record))?.is_some();
-    Ok(if rows == marked { Ok(()) } else { Err(format!("{record}: has rows {rows}, is marked {marked}")) })
+    let staged = store.first(Family::Staged, &prefix, &keys::after_prefix(&prefix))?.is_some();
+    Ok(if rows == marked || (marked && staged) {
+        Ok(())
+    } else {
+        Err(format!("{record}: has rows {rows}, is marked {marked}"))
+    })
 }

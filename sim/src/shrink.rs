@@ -199,7 +199,7 @@ fn without<T: Clone>(all: &[T], i: usize) -> Vec<T> {
 }
 
 /// Values of the configuration that say less.
-const PLAINER: [fn(&mut Script); 21] = [
+const PLAINER: [fn(&mut Script); 22] = [
     |script| script.config.active_us = script.steps.last().map_or(0, |step| step.at_us),
     |script| script.config.busy = None,
     |script| script.config.star = false,
@@ -236,6 +236,13 @@ const PLAINER: [fn(&mut Script); 21] = [
         tuning.relay_bytes = plain.relay_bytes;
         tuning.pending_bytes_max = plain.pending_bytes_max;
         tuning.push_commits_max = plain.push_commits_max;
+    },
+    |script| {
+        let (tuning, plain) = (&mut script.config.tuning, Tuning::default());
+        tuning.repair_bytes_per_s = plain.repair_bytes_per_s;
+        tuning.repair_rows = plain.repair_rows;
+        tuning.repair_window_bytes = plain.repair_window_bytes;
+        tuning.repair_tree_bits = plain.repair_tree_bits;
     },
 ];
 

@@ -18,7 +18,7 @@ use godwit_core::row::FieldType;
 use godwit_core::store::{Batch, MemStore, Overlay, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::incarnation::CONFIRM_WAIT_US;
-use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, RequestId};
+use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, ReaderId, RequestId};
 
 use crate::clients::Client;
 use crate::config::RunConfig;
@@ -29,6 +29,7 @@ use crate::faults::{Faults, Trouble, Unsynced};
 use crate::judge::{Asked, Outcome, Refusable, Stepped};
 use crate::network::{Frame, Network, Pair, pair};
 use crate::oracle::{Oracle, Violation};
+use crate::reads::Read;
 use crate::requests::Requests;
 use crate::stamps::Stamps;
 use crate::trace::{Trace, Watch, What};
@@ -79,6 +80,8 @@ pub(crate) struct Machinery {
     pub(crate) images: Vec<Image>,
     /// Whether it takes part: the place of a copied process is empty at first, and one of the two ends for good.
     pub(crate) takes_part: bool,
+    /// Snapshots that are read for repairs.
+    pub(crate) reads: BTreeMap<ReaderId, MemStore>,
     pub(crate) trouble: Trouble,
     /// With `durability = "os"`, what is not synced.
     pub(crate) unsynced: Option<Unsynced>,
@@ -207,6 +210,7 @@ impl World {
                 stopping: None,
                 images: Vec::new(),
                 takes_part: i < config.nodes,
+                reads: BTreeMap::new(),
                 trouble: Trouble::default(),
                 unsynced: config.unsynced[own].then(Unsynced::new),
             });
@@ -294,6 +298,7 @@ impl World {
                 self.nodes[i].timer = None;
                 self.work(i)
             }
+            Event::Read(read) => return self.read_happens(read),
             Event::Arrival(frame) => match self.network.deliver(frame) {
                 Some(frame) => self.arrive(frame),
                 None => Ok(()),
@@ -587,6 +592,11 @@ impl World {
                     self.tell_watcher(Told::Answered(request, reply))
                 }
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
+                Output::Read { reader, fresh, read, sizes } => {
+                    let life = self.nodes[i].life;
+                    self.read_asked(Read { node: i, life, reader, fresh, read, sizes });
+                }
+                Output::EndRead { reader } => self.read_ended(i, reader),
                 Output::Alarm(alarm) => self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}")),
             }
         }

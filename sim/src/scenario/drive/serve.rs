@@ -9,6 +9,8 @@ use godwit_core::ids::{Key, PartitionId, RecordId};
 use godwit_core::op::{Terms, Write};
 use godwit_core::partition;
 use godwit_core::read::{self, FieldView, PageLimits, ReadLimits, Value};
+use godwit_core::repair::Settled;
+use godwit_core::store::StoreError;
 use godwit_proto::{Input, Reply, RequestId};
 
 use super::{Asked, Drive, Open, PARTS};
@@ -86,7 +88,8 @@ impl Drive {
             Request::List { namespace, prefix, after, limit } => {
                 let limits =
                     PageLimits { items_max: limit, bytes_max: PAGE_BYTES_MAX, rows_max: PAGE_ROWS_MAX };
-                let disk = self.world.disk(node);
+                let broken = |error: StoreError| Violation::new(10, error.to_string());
+                let disk = &Settled::open(self.world.disk(node)).map_err(broken)?;
                 let partitions = self.scenario.partitions;
                 let page = read::list_keys(disk, partitions, &namespace, &prefix, after.as_deref(), limits)
                     .map_err(|error| Violation::new(10, error.to_string()))?;
@@ -120,7 +123,11 @@ impl Drive {
     }
 
     pub(super) fn views(&self, node: usize, record: &RecordId) -> Result<Vec<FieldView>, Violation> {
-        match read::record(self.world.disk(node), self.scenario.partitions, record, READ_LIMITS) {
+        let disk = Settled::open(self.world.disk(node));
+        let views = disk
+            .map_err(read::ReadError::from)
+            .and_then(|disk| read::record(&disk, self.scenario.partitions, record, READ_LIMITS));
+        match views {
             Ok(views) => Ok(views),
             Err(read::ReadError::TooLarge { .. }) => Ok(Vec::new()),
             Err(read::ReadError::Store(error)) => Err(Violation::new(10, error.to_string())),
