@@ -469,8 +469,8 @@ impl Partition {
         Some(taken)
     }
 
-    /// Applies a delta that is next: rows, marks, idempotency keys, log, context. `marked` tells, as far as it goes, of which of
-    /// its records it is known that they have a mark.
+    /// Applies a delta that is next: rows, marks, idempotency keys, log, context. `marked` tells, as far as it goes, which of its
+    /// records have a mark.
     fn apply<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,

@@ -33,7 +33,7 @@ pub(super) struct Place<'a> {
     pub(super) clear_rows: usize,
     /// Whether some field may have a state.
     pub(super) has_states: bool,
-    /// Of which of the delta's records it is known that they have a mark; the others are looked up.
+    /// Of the delta's first records, whether they have a mark; those of the others are looked up.
     pub(super) marked: &'a [bool],
 }
 
@@ -62,7 +62,7 @@ pub(super) fn apply<S: StoreRead>(
             prefix,
             dots: &delta.dots,
             overlaps,
-            is_marked: place.marked.get(i) == Some(&true),
+            is_marked: place.marked.get(i).copied(),
             wrote: false,
             removed: false,
             left,
@@ -107,7 +107,7 @@ struct Change<'a, 't, S> {
     prefix: Vec<u8>,
     dots: &'a DotRanges,
     overlaps: bool,
-    is_marked: bool,
+    is_marked: Option<bool>,
     wrote: bool,
     removed: bool,
     left: Left,
@@ -121,9 +121,9 @@ impl<S: StoreRead> Change<'_, '_, S> {
             if self.removed {
                 unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
             }
-        } else if !self.is_marked {
+        } else if self.is_marked != Some(true) {
             let mark = keys::key_mark(&delta.record);
-            if self.txn.get(Family::Keys, &mark)?.is_none() {
+            if self.is_marked == Some(false) || self.txn.get(Family::Keys, &mark)?.is_none() {
                 self.txn.put(Family::Keys, mark, KEY_MARK.to_vec());
             }
         }
