@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use super::At;
+use super::{At, Found};
 use crate::context::{Dot, VersionVector};
 use crate::delta::{Clear, FieldDelta, Kill, RecordDelta, RowWrite};
 use crate::fields::FieldState;
@@ -86,7 +86,8 @@ pub(super) struct RecordEdit<'s, S> {
 
 #[derive(Default)]
 struct FieldEdit {
-    types: BTreeMap<FieldType, TypeEdit>,
+    /// Boxed, since a map makes room for eleven at once and there is mostly one.
+    types: BTreeMap<FieldType, Box<TypeEdit>>,
     /// Whether those are all that have rows.
     all_types: bool,
     /// Whether rows were taken by a clear's scope.
@@ -159,9 +160,9 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         })
     }
 
-    /// Whether the record has rows stored.
-    pub(super) fn has_rows(&self) -> bool {
-        !self.sample.ends.is_empty()
+    /// What is known of the stored record.
+    pub(super) fn found(&self) -> Found {
+        Found { prefix: self.prefix.clone(), has_rows: !self.sample.ends.is_empty() }
     }
 
     /// Applies an operation whose type fits.
@@ -301,11 +302,10 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                         .killed()
                         .filter(|(slot, dot)| ty.keyed_by_dot() || dot.replica != own || !replaced(slot));
                     kills.extend(told.map(|(slot, dot)| Kill { slot: slot.to_vec(), dot }));
-                    let written = unit.written().iter().cloned();
                     // The stamp is drawn when the commit is known to change something.
                     let row =
                         |(slot, payload)| RowWrite { slot, dot: self.own, hlc: Hlc::default(), payload };
-                    rows.extend(written.map(row));
+                    rows.extend(unit.into_written().into_iter().map(row));
                 }
                 if !kills.is_empty() || !rows.is_empty() {
                     fields.push(FieldDelta { field: field.clone(), ty, kills, rows, gone: Vec::new() });
@@ -358,7 +358,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             edit.cleared |= ty.stored;
             match &terms.seen {
                 // What the clear covers is not seen any more, and what the commit wrote is gone.
-                None => *ty = TypeEdit::default(),
+                None => **ty = TypeEdit::default(),
                 Some(seen) => {
                     ty.cleared = true;
                     ty.alive = Alive::Unknown;
@@ -421,7 +421,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 state.as_ref().is_none_or(|state| state.counted().is_none_or(|tally| tally.slots > 0));
             let dead = state.map(|state| state.dead).unwrap_or_default();
             let edit = TypeEdit { stored, dead, ..TypeEdit::default() };
-            self.fields.entry(field.clone()).or_default().types.insert(ty, edit);
+            self.fields.entry(field.clone()).or_default().types.insert(ty, Box::new(edit));
         }
         Ok(self.fields.entry(field.clone()).or_default().types.entry(ty).or_default())
     }
