@@ -48,7 +48,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use godwit_core::machine::{Effects, Machine};
-use godwit_core::store::{Batch, Overlay, StoreError, StoreRead};
+use godwit_core::store::{Batch, Overlay, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
@@ -195,24 +195,29 @@ impl Committer {
         let (status_writer, status) = watch::channel(Status::Running);
         let shared = Arc::new(Shared::default());
         let writer = Writer::spawn(store.clone(), sink, &options, Arc::clone(&shared.stats))?;
-        let driver = Driver {
-            machine,
-            store,
-            writer,
-            options,
-            queue,
-            group: Effects::default(),
-            inputs: 0,
-            begun: None,
-            under_way: None,
-            last_write: Duration::ZERO,
-            start: Instant::now(),
-            closing: Arc::clone(&shared.closing),
-            stats: Arc::clone(&shared.stats),
-        };
-        let thread = std::thread::Builder::new()
-            .name("godwit-commit".to_string())
-            .spawn(move || run_thread(&runtime, driver, &status_writer))?;
+        let (closing, stats) = (Arc::clone(&shared.closing), Arc::clone(&shared.stats));
+        let thread = std::thread::Builder::new().name("godwit-commit".to_string()).spawn(move || {
+            let driver = Driver {
+                machine,
+                store: &store,
+                reader: store.reader(),
+                writer,
+                options,
+                queue,
+                group: Effects::default(),
+                inputs: 0,
+                begun: None,
+                under_way: None,
+                last_write: Duration::ZERO,
+                start: Instant::now(),
+                closing,
+                stats,
+            };
+            run_thread(&runtime, driver, &status_writer);
+            // The status closes last: who waits for that may take the store to be let go of.
+            drop(store);
+            drop(status_writer);
+        })?;
         shared.keep(thread);
         Ok(CommitterHandle { inputs, status, shared })
     }
@@ -321,11 +326,11 @@ impl Shared {
     }
 }
 
-fn run_thread<M, S>(runtime: &Runtime, mut driver: Driver<M, S>, status: &watch::Sender<Status>)
+fn run_thread<M, S>(runtime: &Runtime, mut driver: Driver<'_, M, S>, status: &watch::Sender<Status>)
 where
     M: Machine,
     M::Output: Send + 'static,
-    S: StoreRead,
+    S: Commit,
 {
     // Unwind safety: after a panic nothing of the driver is used again, it is only dropped.
     let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(driver.run())))
@@ -349,9 +354,11 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_string()
 }
 
-struct Driver<M: Machine, S> {
+struct Driver<'s, M: Machine, S: Commit + 's> {
     machine: M,
-    store: S,
+    store: &'s S,
+    /// Of the group that fills: it was made when all groups but the one under way were written.
+    reader: S::Reader<'s>,
     writer: Writer<M::Output>,
     options: CommitterOptions,
     queue: mpsc::Receiver<M::Input>,
@@ -370,11 +377,11 @@ struct Driver<M: Machine, S> {
     stats: Arc<CommitStats>,
 }
 
-impl<M, S> Driver<M, S>
+impl<M, S> Driver<'_, M, S>
 where
     M: Machine,
     M::Output: Send + 'static,
-    S: StoreRead,
+    S: Commit,
 {
     async fn run(&mut self) -> Result<(), Failure> {
         let closing = Arc::clone(&self.closing);
@@ -420,8 +427,8 @@ where
         let now = self.count();
         let (machine, group) = (&mut self.machine, &mut self.group);
         match &self.under_way {
-            None => machine.handle(now, input, &self.store, group),
-            Some(batch) => machine.handle(now, input, &Overlay::new(&self.store, batch), group),
+            None => machine.handle(now, input, &self.reader, group),
+            Some(batch) => machine.handle(now, input, &Overlay::new(&self.reader, batch), group),
         }
         .map_err(Failure::Machine)
     }
@@ -430,8 +437,8 @@ where
         let now = self.count();
         let (machine, group) = (&mut self.machine, &mut self.group);
         match &self.under_way {
-            None => machine.handle_timeout(now, &self.store, group),
-            Some(batch) => machine.handle_timeout(now, &Overlay::new(&self.store, batch), group),
+            None => machine.handle_timeout(now, &self.reader, group),
+            Some(batch) => machine.handle_timeout(now, &Overlay::new(&self.reader, batch), group),
         }
         .map_err(Failure::Machine)
     }
@@ -453,6 +460,8 @@ where
         self.stats.add_group(self.inputs as u64, outputs.len() as u64);
         (self.inputs, self.begun) = (0, None);
         if batch.is_empty() && outputs.is_empty() {
+            // Nothing is pinned for as long as nothing happens.
+            self.reader = self.store.reader();
             return Ok(());
         }
         let batch = Arc::new(batch);
@@ -464,6 +473,8 @@ where
     fn written(&mut self, event: Event) {
         if let Event::Written(took) = event {
             self.under_way = None;
+            // What was laid over the store is in it, and the former reader may not see it.
+            self.reader = self.store.reader();
             self.last_write = took;
         }
     }

@@ -53,17 +53,27 @@ use rocksdb::{Cache, ColumnFamily, DB, DBRawIterator, ReadOptions, WriteBatch, W
 
 mod open;
 mod options;
+mod reader;
 #[cfg(test)]
 mod tests;
 
 pub use open::{FORMAT_VERSION, StoreOpenError};
 pub use options::{Durability, StoreOptions};
+pub use reader::Reader;
 
 /// The bytes of a row's key that name its record: partition and record hash.
 pub const RECORD_PREFIX_BYTES: usize = 10;
 
 /// Something that batches are committed to: [`RocksStore`], or a test's store that fails or waits.
 pub trait Commit: StoreRead {
+    /// What a group of commits is read through.
+    type Reader<'s>: StoreRead
+    where
+        Self: 's;
+
+    /// A reader for one group. It sees all that was committed before, and of what is committed while it lives any part.
+    fn reader(&self) -> Self::Reader<'_>;
+
     /// Commits a batch atomically, and returns when it would survive a power cut. After an error it is not
     /// known whether the batch is there: the caller must stop.
     fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
@@ -199,6 +209,12 @@ impl RocksStore {
         Snapshot { store: self, at: self.shared.db.snapshot() }
     }
 
+    /// Reads for one group of commits: cheaper than reading the store itself, where records are scanned. Let go of it when
+    /// the group is filled: it pins what it reads from.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader::new(self)
+    }
+
     /// Sizes, from counters in memory: cheap enough for a scrape.
     pub fn stats(&self) -> Result<StoreStats, StoreError> {
         Ok(StoreStats {
@@ -231,6 +247,12 @@ impl std::fmt::Debug for RocksStore {
 }
 
 impl Commit for RocksStore {
+    type Reader<'s> = Reader<'s>;
+
+    fn reader(&self) -> Reader<'_> {
+        RocksStore::reader(self)
+    }
+
     fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         RocksStore::commit(self, batch)
     }

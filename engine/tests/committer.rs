@@ -125,6 +125,12 @@ impl StoreRead for GatedStore {
 }
 
 impl Commit for GatedStore {
+    type Reader<'s> = &'s Self;
+
+    fn reader(&self) -> &Self {
+        self
+    }
+
     fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         let _ = self.entered.send(());
@@ -405,6 +411,12 @@ impl StoreRead for GatedSyncs {
 }
 
 impl Commit for GatedSyncs {
+    type Reader<'s> = &'s Self;
+
+    fn reader(&self) -> &Self {
+        self
+    }
+
     fn commit(&self, _: &Batch) -> Result<(), StoreError> {
         panic!("the committer writes and syncs apart");
     }

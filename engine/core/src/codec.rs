@@ -5,6 +5,8 @@
 //! input. bincode 2.0.1 is pinned (see `deny.toml`); replacing it touches this module only.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::enc::write::Writer;
+use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
 /// The most bytes that one decoded value may claim: above the largest delta (a commit of 8 MiB of JSON
@@ -42,10 +44,23 @@ pub enum CodecError {
 /// If the value itself exceeds [`MAX_DECODED_BYTES`]: callers bound what they build, so that is an
 /// internal invariant, never the effect of input.
 pub fn encode<T: Encode>(version: u8, value: &T) -> Vec<u8> {
-    let mut bytes = vec![version];
-    let body = bincode::encode_to_vec(value, CONFIG).expect("values are bounded before they are encoded");
-    bytes.extend_from_slice(&body);
-    bytes
+    let mut bytes = Growing(Vec::with_capacity(FEW_BYTES));
+    bytes.0.push(version);
+    bincode::encode_into_writer(value, &mut bytes, CONFIG)
+        .expect("values are bounded before they are encoded");
+    bytes.0
+}
+
+/// Most values fit, so that they are encoded in one pass and one allocation.
+const FEW_BYTES: usize = 128;
+
+struct Growing(Vec<u8>);
+
+impl Writer for &mut Growing {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
 }
 
 /// Decodes a whole value of exactly this version.

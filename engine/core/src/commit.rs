@@ -25,8 +25,17 @@ use crate::store::{StoreError, StoreRead};
 pub struct Evaluated {
     /// The change; `None` if there is none.
     pub change: Option<RecordDelta>,
-    /// Whether the record has rows already, and so a mark.
-    pub is_marked: bool,
+    /// What was found of the record.
+    pub found: Found,
+}
+
+/// What evaluating a write finds out of its record, so that applying the change need not.
+#[derive(Debug)]
+pub struct Found {
+    /// The first bytes of its rows.
+    pub prefix: Vec<u8>,
+    /// Whether it has rows already, and so a mark.
+    pub has_rows: bool,
 }
 
 /// Where and when a commit is made.
@@ -65,20 +74,20 @@ pub fn evaluate(
         }
         edit.apply(operation)?.map_err(refuse)?;
     }
-    Ok(Evaluated { is_marked: edit.has_rows(), change: edit.finish(&write.record) })
+    Ok(Evaluated { found: edit.found(), change: edit.finish(&write.record) })
 }
 
-/// What folding changes of a counter's sums; `None` if there is nothing to fold. See [`crate::types::counter::fold`].
+/// What folding changes of a counter's sums, its change `None` if there is nothing to fold. See [`crate::types::counter::fold`].
 pub fn fold(
     store: &impl StoreRead,
     at: At<'_>,
     record: &RecordId,
     field: &Field,
-) -> Result<Option<RecordDelta>, StoreError> {
+) -> Result<Evaluated, StoreError> {
     let terms = Terms::default();
     let mut edit = RecordEdit::new(store, record, at, &terms)?;
     edit.fold_sums(field)?;
-    Ok(edit.finish(record))
+    Ok(Evaluated { found: edit.found(), change: edit.finish(record) })
 }
 
 /// Why a write was not evaluated.

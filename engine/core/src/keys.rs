@@ -37,21 +37,20 @@ pub fn record_prefix(partition: PartitionId, record: &RecordId) -> Vec<u8> {
 
 /// The first bytes of all rows of a field, of any type.
 pub fn field_prefix(record_prefix: &[u8], field: &Field) -> Vec<u8> {
-    let mut prefix = record_prefix.to_vec();
-    push_name(&mut prefix, field.as_str());
-    prefix
+    with_room(record_prefix, field, 0)
 }
 
 /// The first bytes of all rows of a field's type.
 pub fn type_prefix(record_prefix: &[u8], field: &Field, ty: FieldType) -> Vec<u8> {
-    let mut prefix = field_prefix(record_prefix, field);
+    let mut prefix = with_room(record_prefix, field, 1);
     prefix.push(ty.0);
     prefix
 }
 
 /// A row's key.
 pub fn row_key(record_prefix: &[u8], field: &Field, ty: FieldType, slot: &[u8], dot: Dot) -> Vec<u8> {
-    let mut key = type_prefix(record_prefix, field, ty);
+    let mut key = with_room(record_prefix, field, 1 + slot.len() + 16);
+    key.push(ty.0);
     key.extend_from_slice(slot);
     key.extend_from_slice(&dot.replica.0.to_be_bytes());
     if ty.keyed_by_dot() {
@@ -241,8 +240,10 @@ pub fn log_index(key: &[u8]) -> Result<u64, CodecError> {
 
 /// The mark of a record that has rows.
 pub fn key_mark(record: &RecordId) -> Vec<u8> {
-    let mut mark = key_marks(&record.namespace);
-    mark.extend_from_slice(record.key.as_str().as_bytes());
+    let (namespace, key) = (record.namespace.as_str(), record.key.as_str());
+    let mut mark = Vec::with_capacity(namespace.len() + 1 + key.len());
+    push_name(&mut mark, namespace);
+    mark.extend_from_slice(key.as_bytes());
     mark
 }
 
@@ -255,9 +256,7 @@ pub fn key_marks(namespace: &Namespace) -> Vec<u8> {
 
 /// The durable state of a partition, in `meta`.
 pub fn partition_meta(partition: PartitionId) -> Vec<u8> {
-    let mut key = b"partition/".to_vec();
-    key.extend_from_slice(&partition.0.to_be_bytes());
-    key
+    [b"partition/", &partition.0.to_be_bytes()[..]].concat()
 }
 
 /// That rows which a peer sent are taking effect in a partition, in `meta`.
@@ -309,10 +308,19 @@ pub fn after_prefix(prefix: &[u8]) -> Vec<u8> {
 }
 
 fn log_key(partition: PartitionId, kind: u8, index: u64) -> Vec<u8> {
-    let mut key = partition_prefix(partition);
+    let mut key = Vec::with_capacity(2 + 1 + 8);
+    key.extend_from_slice(&partition.0.to_be_bytes());
     key.push(kind);
     key.extend_from_slice(&index.to_be_bytes());
     key
+}
+
+/// A field's prefix, with room for so many bytes behind it: keys are made for every row, and to grow one is to copy it.
+fn with_room(record_prefix: &[u8], field: &Field, room: usize) -> Vec<u8> {
+    let mut prefix = Vec::with_capacity(record_prefix.len() + field.as_str().len() + 1 + room);
+    prefix.extend_from_slice(record_prefix);
+    push_name(&mut prefix, field.as_str());
+    prefix
 }
 
 fn push_name(bytes: &mut Vec<u8>, name: &str) {

@@ -29,7 +29,7 @@ use std::ops::{Bound, ControlFlow};
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, CodecError};
-use crate::commit::{self, At, EvaluateError, Evaluated};
+use crate::commit::{self, At, EvaluateError, Evaluated, Found};
 use crate::context::{Dot, DotRanges, REPLICAS_MAX, VersionVector};
 use crate::delta::{Delta, EncodedDelta, MAX_DELTA_BYTES, RecordDelta, Request};
 use crate::ids::{PartitionId, ReplicaId};
@@ -272,16 +272,16 @@ impl Partition {
         }
         let dot = self.next_dot();
         let mut records: Vec<RecordDelta> = Vec::new();
-        let mut marked: Vec<bool> = Vec::new();
+        let mut found: Vec<Found> = Vec::new();
         for (write, asked) in writes.iter().enumerate() {
             let refused = |refusal| CommitError::Refused { write, refusal };
             if writes[..write].iter().any(|earlier| earlier.record == asked.record) {
                 return Err(CommitError::RecordTwice { write });
             }
             match commit::evaluate(txn, self.at(dot, oldest_ms), asked, terms, limits) {
-                Ok(Evaluated { change: Some(record), is_marked }) => {
+                Ok(Evaluated { change: Some(record), found: of_record }) => {
                     records.push(record);
-                    marked.push(is_marked);
+                    found.push(of_record);
                 }
                 Ok(Evaluated { change: None, .. }) => {}
                 Err(EvaluateError::Refused(refusal)) => return Err(refused(refusal)),
@@ -297,7 +297,7 @@ impl Partition {
         }
         let hlc = stamp();
         let requests = terms.request.map(|id| Request { namespace, id, dot, hlc });
-        self.commit_records(txn, records, &marked, requests.into_iter().collect(), hlc, oldest_ms)
+        self.commit_records(txn, records, &found, requests.into_iter().collect(), hlc, oldest_ms)
             .map(Committed::Applied)
     }
 
@@ -310,10 +310,9 @@ impl Partition {
     ) -> Result<Option<Applied>, StoreError> {
         let Fold { record, field, job } = fold;
         txn.delete(Family::Meta, job);
-        let Some(delta) = commit::fold(txn, self.at(self.next_dot(), 0), &record, &field)? else {
-            return Ok(None);
-        };
-        match self.commit_records(txn, vec![delta], &[true], Vec::new(), stamp(), 0) {
+        let evaluated = commit::fold(txn, self.at(self.next_dot(), 0), &record, &field)?;
+        let Evaluated { change: Some(delta), found } = evaluated else { return Ok(None) };
+        match self.commit_records(txn, vec![delta], &[found], Vec::new(), stamp(), 0) {
             Ok(applied) => Ok(Some(applied)),
             Err(CommitError::Store(error)) => Err(error),
             Err(refused) => Err(StoreError::Inconsistent(format!("a fold cannot be made: {refused}"))),
@@ -334,7 +333,7 @@ impl Partition {
         &mut self,
         txn: &mut Txn<'_, S>,
         mut records: Vec<RecordDelta>,
-        marked: &[bool],
+        known: &[Found],
         requests: Vec<Request>,
         hlc: Hlc,
         oldest_ms: u64,
@@ -355,7 +354,7 @@ impl Partition {
             return Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } });
         }
         self.news = VersionVector::new();
-        Ok(self.apply(txn, &delta, encoded, marked, oldest_ms)?)
+        Ok(self.apply(txn, &delta, encoded, known, oldest_ms)?)
     }
 
     /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait, `oldest_ms` the time
@@ -486,14 +485,14 @@ impl Partition {
         Some(taken)
     }
 
-    /// Applies a delta that is next: rows, marks, idempotency keys, log, context. `marked` tells, as far as it goes, of which of
-    /// its records it is known that they have a mark.
+    /// Applies a delta that is next: rows, marks, idempotency keys, log, context. `known` tells, as far as it goes, what was found
+    /// of its records.
     fn apply<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         delta: &Delta,
         encoded: EncodedDelta,
-        marked: &[bool],
+        known: &[Found],
         oldest_ms: u64,
     ) -> Result<Applied, StoreError> {
         assert!(
@@ -507,7 +506,7 @@ impl Partition {
             before: &self.meta.context,
             clear_rows: self.sizes.clear_rows,
             has_states: self.has_states,
-            marked,
+            known,
         };
         let left = apply::apply(txn, &place, delta)?;
         self.has_jobs |= left.job;

@@ -126,7 +126,13 @@ pub struct RowValue {
 impl RowValue {
     /// The value's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        codec::encode(ROW_VERSION, self)
+        Self::encode_parts(self.counter, self.hlc, &self.payload)
+    }
+
+    /// The bytes of a value of these parts.
+    pub fn encode_parts(counter: u64, hlc: Hlc, payload: &[u8]) -> Vec<u8> {
+        // A tuple is encoded as a struct of the same parts is.
+        codec::encode(ROW_VERSION, &(counter, hlc, payload))
     }
 
     /// Reads a value's bytes.

@@ -109,6 +109,16 @@ pub trait StoreRead {
     }
 }
 
+impl<S: StoreRead> StoreRead for &S {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        (*self).get(family, key)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), StoreError> {
+        (*self).scan(family, from, to, visit)
+    }
+}
+
 type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// Changes to commit atomically: the last one of a key counts.

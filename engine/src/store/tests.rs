@@ -245,3 +245,44 @@ fn stats_tell_sizes() {
     assert_eq!((stats.rows_estimated, stats.records_estimated), (50, 0));
     assert!(stats.table_bytes > 0 && stats.memtable_bytes > 0, "{stats:?}");
 }
+
+#[test]
+fn a_reader_sees_what_the_store_does_beyond_many_deleted_rows() {
+    let dir = TempDir::new().unwrap();
+    let store = RocksStore::open(dir.path(), &StoreOptions::default()).unwrap();
+    let row = |record: u8, slot: u8| [[record; RECORD_PREFIX_BYTES].as_slice(), &[slot]].concat();
+    let mut batch = Batch::default();
+    for record in 1..4 {
+        (0..=250).for_each(|slot| batch.put(Family::Rows, row(record, slot), vec![record]));
+    }
+    store.commit(&batch).unwrap();
+    let mut batch = Batch::default();
+    // Beyond what the kept iterator passes over: from the start of a range, and amid one.
+    (0..100).chain(110..240).for_each(|slot| batch.delete(Family::Rows, row(2, slot)));
+    store.commit(&batch).unwrap();
+
+    let reader = store.reader();
+    let all = |store: &dyn StoreRead, from: &[u8], to: &[u8], most: usize| {
+        let mut found: Entries = Vec::new();
+        let visit: Visit<'_> = &mut |key, value| {
+            found.push((key.to_vec(), value.to_vec()));
+            if found.len() == most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        store.scan(Family::Rows, from, to, visit).unwrap();
+        found
+    };
+    for record in 0..5 {
+        for (from, to) in [(0, 255), (0, 50), (50, 105), (100, 101), (105, 245), (245, 245), (109, 112)] {
+            for most in [1, 7, usize::MAX] {
+                let (from, to) = (row(record, from), row(record, to));
+                assert_eq!(all(&reader, &from, &to, most), all(&store, &from, &to, most));
+            }
+        }
+    }
+    assert_eq!(
+        all(&reader, &row(1, 0), &row(3, 9), usize::MAX),
+        all(&store, &row(1, 0), &row(3, 9), usize::MAX)
+    );
+    assert_eq!(reader.get(Family::Rows, &row(2, 105)), store.get(Family::Rows, &row(2, 105)));
+    assert_eq!(reader.get(Family::Rows, &row(2, 50)), Ok(None));
+}

@@ -11,7 +11,7 @@ use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Terms, Write};
 use godwit_core::store::{Batch, Family, Overlay, StoreError, StoreRead, Visit};
 use godwit_core::time::{Mono, Now, Wall};
-use godwit_engine::store::{RocksStore, StoreOptions};
+use godwit_engine::store::{Reader, RocksStore, StoreOptions};
 use godwit_proto::node::{Input, Output, Reply, RequestId};
 use godwit_proto::{Node, NodeConfig, Tuning};
 use rocksdb::{Cache, DB, Env, Options, WriteBatch, WriteOptions};
@@ -42,15 +42,15 @@ impl Group {
 
 /// A store that tells how much it is read.
 struct Counted<'s> {
-    store: &'s RocksStore,
+    store: Reader<'s>,
     reads: Cell<u32>,
     reading: Cell<Duration>,
 }
 
 impl Counted<'_> {
-    fn count<T>(&self, read: impl FnOnce(&RocksStore) -> T) -> T {
+    fn count<T>(&self, read: impl FnOnce(&Reader<'_>) -> T) -> T {
         let began = Instant::now();
-        let value = read(self.store);
+        let value = read(&self.store);
         self.reading.set(self.reading.get() + began.elapsed());
         self.reads.set(self.reads.get() + 1);
         value
@@ -115,9 +115,10 @@ impl Driven {
             let mut under_way = Arc::default();
             for group in groups {
                 let mut out = Effects::default();
+                let reader = store.reader();
                 for input in group {
                     let now = now(start);
-                    let over = Overlay::new(store, &under_way);
+                    let over = Overlay::new(&reader, &under_way);
                     node.handle(now, input, &over, &mut out).expect("a machine that works");
                 }
                 if !batches.is_empty() {
@@ -139,7 +140,7 @@ impl Driven {
     pub fn group(&mut self, writes: Vec<Write>) -> Group {
         let inputs = inputs(writes);
         let expected = inputs.len();
-        let store = Counted { store: &self.store, reads: Cell::default(), reading: Cell::default() };
+        let store = Counted { store: self.store.reader(), reads: Cell::default(), reading: Cell::default() };
         let began = Instant::now();
         let mut out = Effects::default();
         for input in inputs {

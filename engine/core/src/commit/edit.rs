@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use super::At;
+use super::{At, Found};
 use crate::context::{Dot, VersionVector};
 use crate::delta::{Clear, FieldDelta, Kill, RecordDelta, RowWrite};
 use crate::fields::FieldState;
@@ -27,6 +27,39 @@ const SAMPLE_ROWS: usize = 16;
 /// reading a block. With more, the slot's range is read.
 const POINT_READS_MAX: usize = 8;
 
+/// Rows as they are stored, in the order of their keys. They lie in one buffer, and one is taken apart only when something
+/// of it is asked for: most commits ask for one row of many.
+struct Sample {
+    bytes: Vec<u8>,
+    /// Of each row, the end of its key and of its value.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Sample {
+    /// What most records fit in.
+    const BYTES: usize = 1024;
+
+    fn new() -> Self {
+        Self { bytes: Vec::with_capacity(Self::BYTES), ends: Vec::with_capacity(SAMPLE_ROWS) }
+    }
+
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let key_end = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.ends.push((key_end, self.bytes.len()));
+    }
+
+    /// Keys and values.
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.ends.iter().scan(0, |from, &(key_end, end)| {
+            let (key, value) = (&self.bytes[*from..key_end], &self.bytes[key_end..end]);
+            *from = end;
+            Some((key, value))
+        })
+    }
+}
+
 /// The record as the commit leaves it so far.
 pub(super) struct RecordEdit<'s, S> {
     store: &'s S,
@@ -39,8 +72,8 @@ pub(super) struct RecordEdit<'s, S> {
     has_states: bool,
     /// The time before which idempotency keys no longer count.
     oldest_ms: u64,
-    /// The record's first rows with their keys, dead ones too.
-    sample: Vec<(Vec<u8>, Row)>,
+    /// The record's first rows, dead ones too.
+    sample: Sample,
     /// Whether those are all.
     is_whole: bool,
     /// Fields looked at.
@@ -53,7 +86,8 @@ pub(super) struct RecordEdit<'s, S> {
 
 #[derive(Default)]
 struct FieldEdit {
-    types: BTreeMap<FieldType, TypeEdit>,
+    /// Boxed, since a map makes room for eleven at once and there is mostly one.
+    types: BTreeMap<FieldType, Box<TypeEdit>>,
     /// Whether those are all that have rows.
     all_types: bool,
     /// Whether rows were taken by a clear's scope.
@@ -99,13 +133,13 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     ) -> Result<Self, StoreError> {
         let At { partition, own, context, has_states, oldest_ms } = at;
         let prefix = keys::record_prefix(partition, record);
-        let (mut sample, mut is_whole) = (Vec::new(), true);
-        each_row(store, &prefix, &prefix, &keys::after_prefix(&prefix), |key, row| {
-            if sample.len() == SAMPLE_ROWS {
+        let (mut sample, mut is_whole) = (Sample::new(), true);
+        store.scan_prefix(Family::Rows, &prefix, &mut |key, value| {
+            if sample.ends.len() == SAMPLE_ROWS {
                 is_whole = false;
                 return ControlFlow::Break(());
             }
-            sample.push((key.to_vec(), row));
+            sample.push(key, value);
             ControlFlow::Continue(())
         })?;
         let fields = BTreeMap::new();
@@ -126,9 +160,9 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         })
     }
 
-    /// Whether the record has rows stored.
-    pub(super) fn has_rows(&self) -> bool {
-        !self.sample.is_empty()
+    /// What is known of the stored record.
+    pub(super) fn found(&self) -> Found {
+        Found { prefix: self.prefix.clone(), has_rows: !self.sample.ends.is_empty() }
     }
 
     /// Applies an operation whose type fits.
@@ -268,11 +302,10 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                         .killed()
                         .filter(|(slot, dot)| ty.keyed_by_dot() || dot.replica != own || !replaced(slot));
                     kills.extend(told.map(|(slot, dot)| Kill { slot: slot.to_vec(), dot }));
-                    let written = unit.written().iter().cloned();
                     // The stamp is drawn when the commit is known to change something.
                     let row =
                         |(slot, payload)| RowWrite { slot, dot: self.own, hlc: Hlc::default(), payload };
-                    rows.extend(written.map(row));
+                    rows.extend(unit.into_written().into_iter().map(row));
                 }
                 if !kills.is_empty() || !rows.is_empty() {
                     fields.push(FieldDelta { field: field.clone(), ty, kills, rows, gone: Vec::new() });
@@ -325,7 +358,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             edit.cleared |= ty.stored;
             match &terms.seen {
                 // What the clear covers is not seen any more, and what the commit wrote is gone.
-                None => *ty = TypeEdit::default(),
+                None => **ty = TypeEdit::default(),
                 Some(seen) => {
                     ty.cleared = true;
                     ty.alive = Alive::Unknown;
@@ -388,7 +421,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 state.as_ref().is_none_or(|state| state.counted().is_none_or(|tally| tally.slots > 0));
             let dead = state.map(|state| state.dead).unwrap_or_default();
             let edit = TypeEdit { stored, dead, ..TypeEdit::default() };
-            self.fields.entry(field.clone()).or_default().types.insert(ty, edit);
+            self.fields.entry(field.clone()).or_default().types.insert(ty, Box::new(edit));
         }
         Ok(self.fields.entry(field.clone()).or_default().types.entry(ty).or_default())
     }
@@ -452,9 +485,10 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             _ if !edit.stored => return Ok(false),
             Alive::From(key) => key,
             Alive::Unknown => {
-                let mut sample = self.sample.iter().filter(|(key, _)| key.starts_with(&range));
-                if sample.any(|(_, row)| is_alive(row)) {
-                    return Ok(true);
+                for (key, value) in self.sample.iter().filter(|(key, _)| key.starts_with(&range)) {
+                    if is_alive(&self.parse(key, value)?) {
+                        return Ok(true);
+                    }
                 }
                 &range
             }
@@ -492,7 +526,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             for dot in self.context.iter() {
                 let key = keys::row_key(&self.prefix, field, ty, slot, dot);
                 if let Some(value) = self.store.get(Family::Rows, &key)? {
-                    take(keys::parse_row(&self.prefix, &key, &value).map_err(StoreError::damaged("rows"))?);
+                    take(self.parse(&key, &value)?);
                 }
             }
             return Ok(rows);
@@ -512,9 +546,9 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
 
     /// The first key of a range.
     fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let sampled = self.sample.iter().map(|(key, _)| key).find(|key| key.as_slice() >= from);
+        let sampled = self.sample.iter().map(|(key, _)| key).find(|key| *key >= from);
         match sampled {
-            Some(key) => Ok(Some(key.clone()).filter(|key| key.as_slice() < to)),
+            Some(key) => Ok(Some(key).filter(|key| *key < to).map(<[u8]>::to_vec)),
             None if self.is_whole => Ok(None),
             None => Ok(self.store.first(Family::Rows, from, to)?.map(|(key, _)| key)),
         }
@@ -529,13 +563,16 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         if !self.is_whole {
             return each_row(self.store, &self.prefix, from, to, visit);
         }
-        let within = self.sample.iter().filter(|(key, _)| (from..to).contains(&key.as_slice()));
-        for (key, row) in within {
-            if visit(key, row.clone()).is_break() {
+        for (key, value) in self.sample.iter().filter(|(key, _)| (from..to).contains(key)) {
+            if visit(key, self.parse(key, value)?).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn parse(&self, key: &[u8], value: &[u8]) -> Result<Row, StoreError> {
+        keys::parse_row(&self.prefix, key, value).map_err(StoreError::damaged("rows"))
     }
 }
 

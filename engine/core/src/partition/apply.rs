@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use crate::commit::Found;
 use crate::context::{Dot, DotRanges, VersionVector};
 use crate::delta::{Clear, Delta, FieldDelta, RecordDelta};
 use crate::fields::{FieldState, Tally};
@@ -33,8 +34,8 @@ pub(super) struct Place<'a> {
     pub(super) clear_rows: usize,
     /// Whether some field may have a state.
     pub(super) has_states: bool,
-    /// Of which of the delta's records it is known that they have a mark; the others are looked up.
-    pub(super) marked: &'a [bool],
+    /// What was found of the delta's first records; what is to be known of the others is looked up.
+    pub(super) known: &'a [Found],
 }
 
 /// What applying a delta left.
@@ -55,14 +56,18 @@ pub(super) fn apply<S: StoreRead>(
     let overlaps = delta.dots.overlaps(place.before);
     let mut left = Left { job: false, state: place.has_states };
     for (i, record) in delta.records.iter().enumerate() {
-        let prefix = keys::record_prefix(place.partition, &record.record);
+        let known = place.known.get(i);
+        let prefix = match known {
+            Some(found) => found.prefix.clone(),
+            None => keys::record_prefix(place.partition, &record.record),
+        };
         let mut change = Change {
             txn: &mut *txn,
             place,
             prefix,
             dots: &delta.dots,
             overlaps,
-            is_marked: place.marked.get(i) == Some(&true),
+            is_marked: known.map(|found| found.has_rows),
             wrote: false,
             removed: false,
             left,
@@ -118,7 +123,7 @@ struct Change<'a, 't, S> {
     prefix: Vec<u8>,
     dots: &'a DotRanges,
     overlaps: bool,
-    is_marked: bool,
+    is_marked: Option<bool>,
     wrote: bool,
     removed: bool,
     left: Left,
@@ -132,7 +137,9 @@ impl<S: StoreRead> Change<'_, '_, S> {
             if self.removed {
                 unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
             }
-        } else if !self.is_marked {
+        } else if self.is_marked == Some(false) {
+            self.txn.put(Family::Keys, keys::key_mark(&delta.record), KEY_MARK.to_vec());
+        } else if self.is_marked.is_none() {
             mark(self.txn, &delta.record)?;
         }
         Ok(())
@@ -280,8 +287,8 @@ impl<S: StoreRead> Change<'_, '_, S> {
         let is_new = |dot: Dot| !self.place.before.covers(dot) && !is_cleared(dot);
         for row in delta.rows.iter().filter(|row| is_new(row.dot)) {
             let key = keys::row_key(&self.prefix, &delta.field, delta.ty, &row.slot, row.dot);
-            let value = RowValue { counter: row.dot.counter, hlc: row.hlc, payload: row.payload.clone() };
-            self.txn.put(Family::Rows, key, value.encode());
+            let value = RowValue::encode_parts(row.dot.counter, row.hlc, &row.payload);
+            self.txn.put(Family::Rows, key, value);
             self.wrote = true;
             if delta.ty == FieldType::COUNTER
                 && row.dot.replica != self.place.own

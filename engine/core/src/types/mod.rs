@@ -41,6 +41,11 @@ impl Unit {
         &self.written
     }
 
+    /// The same, of a unit that is done.
+    pub fn into_written(self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.written
+    }
+
     /// The rows seen that this commit removes: slot and dot.
     pub fn killed(&self) -> impl Iterator<Item = (&[u8], Dot)> {
         self.seen.iter().filter(|row| row.killed).map(|row| (row.slot.as_slice(), row.dot))
