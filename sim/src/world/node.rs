@@ -1,0 +1,123 @@
+//! A node of the world: its process, disk and clock, what waits for its machine, and the batches that it writes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use godwit_core::context::VersionVector;
+use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::machine::Effects;
+use godwit_core::op::Limits;
+use godwit_core::store::MemStore;
+use godwit_proto::{Input, LinkId, Node, NodeConfig, Output, ReaderId, RequestId};
+
+use crate::config::RunConfig;
+use crate::disks::Image;
+use crate::faults::{Trouble, Unsynced};
+use crate::judge::{Asked, Outcome};
+
+/// A node with its process, disk and clock.
+#[derive(Debug)]
+pub(crate) struct Machinery {
+    pub(crate) name: String,
+    pub(crate) config: NodeConfig,
+    /// The newest wire version that it speaks.
+    pub(crate) wire: u8,
+    pub(crate) node: Option<Node>,
+    pub(crate) disk: MemStore,
+    pub(crate) life: u64,
+    /// Inputs, and whether each is a damaged frame.
+    pub(crate) inbox: VecDeque<(Input, bool)>,
+    /// Connections that the machine has ended.
+    pub(crate) ended: BTreeSet<LinkId>,
+    /// The group on its way to the disk, and the one behind it.
+    pub(crate) group: Option<Group>,
+    pub(crate) filling: Group,
+    pub(crate) timer: Option<u64>,
+    pub(crate) clock_offset_ms: i64,
+    /// How much its wall clock gains.
+    pub(crate) drift_ppm: i64,
+    pub(crate) fsync_us: u64,
+    pub(crate) group_max: usize,
+    /// What a reader last saw applied, by partition: it must never shrink.
+    pub(crate) seen: BTreeMap<PartitionId, VersionVector>,
+    /// What this node itself told clients that it had committed: it must have it.
+    pub(crate) promised: BTreeMap<PartitionId, VersionVector>,
+    /// Requests not answered: since when, and what.
+    pub(crate) open: BTreeMap<RequestId, Asked>,
+    /// Commits by incarnation and partition, those on their way to the disk too.
+    pub(crate) begun: BTreeMap<(ReplicaId, PartitionId), u64>,
+    /// The request to stop, and how long the node is to be down then.
+    pub(crate) stopping: Option<(RequestId, u64)>,
+    /// Copies of its disk, the latest last.
+    pub(crate) images: Vec<Image>,
+    /// Whether it takes part: the place of a copied process is empty at first, and one of the two ends for good.
+    pub(crate) takes_part: bool,
+    /// Snapshots that are read for repairs.
+    pub(crate) reads: BTreeMap<ReaderId, MemStore>,
+    pub(crate) trouble: Trouble,
+    /// With `durability = "os"`, what is not synced.
+    pub(crate) unsynced: Option<Unsynced>,
+}
+
+/// A batch that fills or is on its way to the disk.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) effects: Effects<Output>,
+    pub(crate) outcomes: Vec<Outcome>,
+    /// Inputs, timeouts counted too.
+    pub(crate) inputs: usize,
+}
+
+impl Machinery {
+    /// A place of a run before anything started there.
+    pub(super) fn new(config: &RunConfig, place: usize) -> Self {
+        // The last place may be that of a copied process.
+        let own = if place < config.nodes { place } else { config.copied.unwrap_or(0) };
+        let name = format!("n{own}");
+        let others = (0..config.nodes).filter(|&other| other != own);
+        let node = NodeConfig {
+            cluster: "sim".into(),
+            node: name.clone(),
+            region: format!("r{}", config.regions[own]),
+            members: others.map(|other| format!("n{other}")).collect(),
+            seed: 0,
+            same_place: true,
+            partitions: config.partitions,
+            limits: Limits::default(),
+            max_clock_drift_ms: config.max_clock_drift_ms,
+            idempotency_window_ms: config.idempotency_window_ms,
+            tuning: config.tuning.clone(),
+        };
+        Self {
+            name,
+            config: node,
+            wire: config.wires[own],
+            node: None,
+            disk: MemStore::default(),
+            life: 0,
+            inbox: VecDeque::new(),
+            ended: BTreeSet::new(),
+            group: None,
+            filling: Group::default(),
+            timer: None,
+            clock_offset_ms: config.clock_offsets_ms[own],
+            drift_ppm: config.drifts_ppm[own],
+            fsync_us: config.fsync_us[own],
+            group_max: config.group_max,
+            seen: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            open: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            stopping: None,
+            images: Vec::new(),
+            takes_part: place < config.nodes,
+            reads: BTreeMap::new(),
+            trouble: Trouble::default(),
+            unsynced: config.unsynced[own].then(Unsynced::new),
+        }
+    }
+
+    /// How many more inputs the group takes that fills.
+    pub(super) fn room(&self) -> usize {
+        self.group_max.saturating_sub(self.filling.inputs)
+    }
+}
