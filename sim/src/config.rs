@@ -89,7 +89,7 @@ impl RunConfig {
                 damaged_of_1000: 0,
                 links: BTreeMap::new(),
             },
-            tuning: Tuning::default(),
+            tuning: plain_tuning(),
             fsync_us: vec![100; nodes],
             group_max: 64,
             clock_offsets_ms: vec![0; nodes],
@@ -149,6 +149,11 @@ impl RunConfig {
     }
 }
 
+/// Windows and waits as they are by default, but a log that is never truncated.
+pub fn plain_tuning() -> Tuning {
+    Tuning { log_bytes_max: u64::MAX, log_age_max_ms: u64::MAX, ..Tuning::default() }
+}
+
 /// How [`Tuning`] is written in a script.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Tuning", deny_unknown_fields)]
@@ -168,6 +173,9 @@ struct TuningLine {
     push_commits_max: u64,
     job_delay_us: u64,
     job_pause_us: u64,
+    log_bytes_max: u64,
+    log_age_max_ms: u64,
+    log_check_us: u64,
     #[serde(with = "SizesLine")]
     sizes: Sizes,
 }
@@ -177,6 +185,7 @@ struct TuningLine {
 #[serde(remote = "Sizes", deny_unknown_fields)]
 struct SizesLine {
     checkpoint_entries: u64,
+    checkpoint_bytes: u64,
     clear_rows: usize,
     sweep_rows: usize,
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use godwit_core::partition::Sizes;
+use godwit_core::partition::{CHECKPOINT_BYTES, Sizes};
 use godwit_core::rng::Rng;
 use godwit_proto::Tuning;
 use godwit_proto::message::{WIRE_OLDEST, WIRE_VERSION};
@@ -84,8 +84,12 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         push_commits_max: 1 << rng.below(8),
         job_delay_us: 1_000 << rng.below(10),
         job_pause_us: 1_000 << rng.below(6),
+        log_bytes_max: u64::MAX,
+        log_age_max_ms: u64::MAX,
+        log_check_us: 1_000_000,
         sizes: Sizes {
             checkpoint_entries: 1 + rng.below(20),
+            checkpoint_bytes: CHECKPOINT_BYTES,
             clear_rows: rng.below(4) as usize,
             sweep_rows: 1 + rng.below(3) as usize,
         },

@@ -7,11 +7,10 @@
 //! failure does not need can go.
 
 use godwit_core::op::{Op, Write};
-use godwit_proto::Tuning;
 use godwit_proto::message::WIRE_VERSION;
 
 use crate::clients::Plan;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, plain_tuning};
 use crate::script::{Act, Script, Step};
 
 /// As many runs are tried unless somebody says otherwise.
@@ -227,10 +226,10 @@ const PLAINER: [fn(&mut Script); 21] = [
     |script| script.config.network.damaged_of_1000 = 0,
     |script| script.config.drifts_ppm.fill(0),
     |script| script.config.unsynced.fill(false),
-    |script| script.config.tuning = Tuning::default(),
-    |script| script.config.tuning.sizes = Tuning::default().sizes,
+    |script| script.config.tuning = plain_tuning(),
+    |script| script.config.tuning.sizes = plain_tuning().sizes,
     |script| {
-        let (tuning, plain) = (&mut script.config.tuning, Tuning::default());
+        let (tuning, plain) = (&mut script.config.tuning, plain_tuning());
         tuning.window_bytes = plain.window_bytes;
         tuning.chunk_bytes = plain.chunk_bytes;
         tuning.relay_bytes = plain.relay_bytes;

@@ -587,6 +587,7 @@ impl World {
                     self.tell_watcher(Told::Answered(request, reply))
                 }
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
+                Output::Trim { partition, first } => self.nodes[i].disk.trim(partition, first),
                 Output::Alarm(alarm) => self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}")),
             }
         }

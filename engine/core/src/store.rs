@@ -11,6 +11,7 @@ use std::ops::Bound::{Excluded, Included};
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
+use crate::ids::PartitionId;
 use crate::keys;
 
 /// A family of keys (a RocksDB column family).
@@ -260,6 +261,13 @@ impl MemStore {
                     None => family.remove(&key),
                 };
             }
+        }
+    }
+
+    /// Removes what is garbage in a partition's log ([`keys::log_garbage`]).
+    pub fn trim(&mut self, partition: PartitionId, first: u64) {
+        for garbage in keys::log_garbage(partition, 0, first) {
+            self.families[Family::Log as usize].retain(|key, _| !garbage.contains(key));
         }
     }
 }

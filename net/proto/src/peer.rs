@@ -84,6 +84,11 @@ impl Place {
     pub(crate) fn merges(self) -> bool {
         self.wire >= 2
     }
+
+    /// Whether the peer knows that a log may not reach back.
+    pub(crate) fn knows_gone(self) -> bool {
+        self.wire >= 3
+    }
 }
 
 /// What is kept about a peer while a link to it is up.
@@ -108,6 +113,8 @@ pub(crate) struct Session {
     pub(crate) contexts: Bucket,
     /// Partitions in which the peer lacks so much that it is to ask.
     pub(crate) to_ask: BTreeSet<PartitionId>,
+    /// Where the log does not reach back to what the peer has, and when it was last told.
+    pub(crate) gone: BTreeMap<PartitionId, Mono>,
     /// Requests for others' deltas that are being answered.
     pub(crate) answers: BTreeMap<PartitionId, Answer>,
     /// When to go on with them.
@@ -163,6 +170,7 @@ impl Node {
             return;
         }
         let now = step.now.mono;
+        self.catch_up.gone.forget_peer(&name);
         peer.session = Some(Session {
             link,
             wire,
@@ -175,6 +183,7 @@ impl Node {
             hellos: Bucket::full(HELLO_BURST, now),
             contexts: Bucket::full(CONTEXTS_BURST, now),
             to_ask: BTreeSet::new(),
+            gone: BTreeMap::new(),
             answers: BTreeMap::new(),
             answer_at: None,
             answer_turn: PartitionId(0),
@@ -261,7 +270,9 @@ impl Node {
         message: Message,
     ) -> Result<Result<(), String>, StoreError> {
         let partition = match &message {
-            Message::Deltas { partition, .. } | Message::Want { partition, .. } => Some(*partition),
+            Message::Deltas { partition, .. }
+            | Message::Want { partition, .. }
+            | Message::Gone { partition } => Some(*partition),
             Message::Contexts { contexts, .. } => contexts.iter().map(|(partition, _)| *partition).max(),
             Message::Confirm(confirm) => confirm.holds.iter().map(|(partition, _)| *partition).max(),
             Message::Hello(_) | Message::Refuse { .. } => None,
@@ -282,6 +293,7 @@ impl Node {
                 }
             }
             Message::Want { partition, context } => self.serve_want(step.now.mono, name, partition, context),
+            Message::Gone { partition } => self.gone_said(step.now.mono, name, partition),
             Message::Confirm(confirm) => self.confirmed(step, name, &confirm)?,
             Message::Hello(_) | Message::Refuse { .. } => {}
         }

@@ -56,7 +56,7 @@ impl Replica {
         let delta = Delta::decode(encoded).expect("what was made is read");
         let (hlc, mut batch) = (delta.hlc, Batch::default());
         let mut txn = Txn::new(&self.store, &mut batch);
-        let received = self.partition.receive(&mut txn, delta, encoded.clone(), usize::MAX, 0);
+        let received = self.partition.receive(&mut txn, delta, encoded.clone(), usize::MAX, (0, 0));
         let received = received.expect("a sound store");
         self.clock.observe(hlc, Wall(0));
         self.store.commit(batch);
@@ -95,7 +95,8 @@ impl Replica {
         let mut made = None;
         if let Step::Fold(fold) = self.partition.work(&mut txn).expect("a sound store") {
             let clock = &mut self.clock;
-            let folded = self.partition.fold(&mut txn, fold, || clock.tick(Wall(0))).expect("a sound store");
+            let folded =
+                self.partition.fold(&mut txn, fold, 0, || clock.tick(Wall(0))).expect("a sound store");
             made = folded.map(|applied| applied.encoded);
         }
         self.store.commit(batch);
@@ -138,6 +139,7 @@ pub fn intervals(bytes: &[u8]) {
     let from = &mut Choices::new(bytes);
     let sizes = Sizes {
         checkpoint_entries: 4,
+        checkpoint_bytes: 1024,
         clear_rows: *from.pick(&[256, 0, 1, 2]),
         sweep_rows: *from.pick(&[1, 2, 1024]),
     };
