@@ -187,6 +187,23 @@ impl RocksStore {
         }
     }
 
+    /// Removes the keys from `first` to `last`, both included, of which nobody will read any again: whole table files at
+    /// once, the rest when RocksDB compacts. May run beside commits; may wait for the disk. After a power cut some may be
+    /// there again.
+    pub fn discard(&self, family: Family, first: &[u8], last: &[u8]) -> Result<(), StoreError> {
+        let end = [last, &[0]].concat();
+        let family = self.family(family);
+        if first >= end.as_slice() {
+            return Ok(());
+        }
+        let db = &self.shared.db;
+        // Files before the mark: the other way round the mark would be written to files that are about to go.
+        db.delete_file_in_range_cf(family, first, last).map_err(|error| failed("discarding", &error))?;
+        let mut write = WriteBatch::default();
+        write.delete_range_cf(family, first, end.as_slice());
+        db.write(write).map_err(|error| failed("discarding", &error))
+    }
+
     fn put(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());

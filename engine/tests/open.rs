@@ -76,7 +76,7 @@ fn a_newer_format_is_refused() {
     let dir = TempDir::new().unwrap();
     set_format(dir.path(), |batch| batch.put(Family::Meta, keys::FORMAT.to_vec(), vec![FORMAT_VERSION + 1]));
     let error = open(dir.path()).unwrap_err();
-    assert!(matches!(error, StoreOpenError::Format { found: 3, known: 2, .. }), "{error}");
+    assert!(matches!(error, StoreOpenError::Format { found: 4, known: 3, .. }), "{error}");
     assert!(error.to_string().contains("start the godwit version that wrote it"), "{error}");
 }
 
@@ -98,7 +98,7 @@ fn migrated(path: &Path) {
     // The second time there is nothing left to do.
     for _ in 0..2 {
         let store = open(path).unwrap();
-        assert_eq!(store.get(Family::Meta, keys::FORMAT).unwrap(), Some(vec![2]));
+        assert_eq!(store.get(Family::Meta, keys::FORMAT).unwrap(), Some(vec![FORMAT_VERSION]));
         for family in [Family::Rows, Family::Log, Family::Keys, Family::Meta] {
             let kept = store.get(family, b"partition k").unwrap();
             assert_eq!(kept.as_deref(), Some(family.name().as_bytes()));
@@ -117,10 +117,13 @@ fn migrated(path: &Path) {
 }
 
 #[test]
-fn format_1_is_brought_to_format_2() {
-    let dir = TempDir::new().unwrap();
-    raw(dir.path(), &FORMAT_1_FAMILIES, 1);
-    migrated(dir.path());
+fn older_formats_are_brought_to_the_present_one() {
+    let all = [&FORMAT_1_FAMILIES[..], &["fields", "requests"]].concat();
+    for (families, format) in [(&FORMAT_1_FAMILIES[..], 1), (&all, 2)] {
+        let dir = TempDir::new().unwrap();
+        raw(dir.path(), families, format);
+        migrated(dir.path());
+    }
 }
 
 #[test]
@@ -142,8 +145,8 @@ fn an_interrupted_migration_goes_on() {
 #[test]
 fn a_missing_family_is_refused() {
     let all = [&FORMAT_1_FAMILIES[..], &["fields", "requests"]].concat();
-    let formats = all.iter().flat_map(|name| [(1, *name), (2, *name)]);
-    for (format, missing) in formats.filter(|(format, name)| *format == 2 || FORMAT_1_FAMILIES.contains(name))
+    let formats = all.iter().flat_map(|name| [(1, *name), (2, *name), (3, *name)]);
+    for (format, missing) in formats.filter(|(format, name)| *format > 1 || FORMAT_1_FAMILIES.contains(name))
     {
         let dir = TempDir::new().unwrap();
         raw(dir.path(), &all, format);
@@ -161,13 +164,13 @@ fn a_missing_family_is_refused() {
 #[test]
 fn unknown_families_are_refused_and_a_newer_format_by_its_number() {
     let families = [&FORMAT_1_FAMILIES[..], &["fields", "requests", "later"]].concat();
-    for format in [2, 3] {
+    for format in [FORMAT_VERSION, FORMAT_VERSION + 1] {
         let dir = TempDir::new().unwrap();
         raw(dir.path(), &families, format);
         let error = open(dir.path()).unwrap_err();
         match format {
-            3 => assert!(matches!(error, StoreOpenError::Format { found: 3, known: 2, .. }), "{error}"),
-            _ => assert!(matches!(error, StoreOpenError::NotGodwit { .. }), "{error}"),
+            FORMAT_VERSION => assert!(matches!(error, StoreOpenError::NotGodwit { .. }), "{error}"),
+            _ => assert!(matches!(error, StoreOpenError::Format { found: 4, known: 3, .. }), "{error}"),
         }
         let kept = rocksdb::DB::list_cf(&rocksdb::Options::default(), dir.path()).unwrap();
         assert_eq!(kept.len(), families.len() + 1);

@@ -31,7 +31,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 
 /// The application protocols, by their wire version, the newest first: both ends take the first that both name.
-pub const PROTOCOLS: [(u8, &[u8]); 2] = [(2, b"godwit/2"), (1, b"godwit/1")];
+pub const PROTOCOLS: [(u8, &[u8]); 3] = [(3, b"godwit/3"), (2, b"godwit/2"), (1, b"godwit/1")];
 
 /// The wire version of a connection; `None` if its ends settled on none of [`PROTOCOLS`].
 pub(crate) fn wire_version(connection: &quinn::Connection) -> Option<u8> {

@@ -18,6 +18,10 @@ use godwit_net::{LinkClass, PeerAddress, PeerConfig, TlsError, TlsIdentity, Tran
 use godwit_proto::message::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
+mod retention;
+
+pub use retention::RetentionSection;
+
 /// The most bytes of a node's or region's name: a DNS label.
 pub const NAME_BYTES_MAX: usize = 63;
 /// The most bytes of a cluster's name: its authority's certificate carries it.
@@ -48,6 +52,9 @@ pub struct Config {
     /// Logs.
     #[serde(default)]
     pub log: LogSection,
+    /// How much of the replication log is kept.
+    #[serde(default)]
+    pub retention: RetentionSection,
     /// RocksDB.
     #[serde(default)]
     pub storage: StorageSection,
@@ -352,6 +359,7 @@ impl Config {
             ));
         }
         self.limits.validate()?;
+        self.retention.validate()?;
         if self.storage.cache_bytes < MIB {
             return Err(setting(
                 "storage.cache_bytes",

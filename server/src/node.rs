@@ -41,6 +41,7 @@ mod driver;
 mod gate;
 mod handle;
 mod replies;
+mod trim;
 
 pub use driver::FRAME_ROOM_BYTES;
 pub use handle::{CommitFailure, Committed, NodeHandle, ReadFailure, Stopped};
@@ -48,6 +49,7 @@ pub use handle::{CommitFailure, Committed, NodeHandle, ReadFailure, Stopped};
 use driver::{Metered, Sink, Submission};
 use gate::StoreGate;
 use replies::Replies;
+use trim::Trimmer;
 
 /// How long requests in progress may take to finish when the node stops.
 pub const HTTP_DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -161,7 +163,7 @@ impl RunningNode {
         }
         let (transport, events): (Option<TransportHandle>, Option<EventReceiver>) = links.unzip();
         let replies = Arc::new(Replies::default());
-        let sink = Sink::new(Arc::clone(&replies), transport.clone());
+        let sink = Sink::new(Arc::clone(&replies), transport.clone(), Trimmer::spawn(store.clone())?);
         let committer =
             Committer::spawn(Metered::new(node), store.clone(), sink, CommitterOptions::default())?;
         let links = transport.zip(events).map(|(transport, events)| {
@@ -301,7 +303,11 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
         limits: config.limits.ops(),
         max_clock_drift_ms: config.clock.max_drift_ms,
         idempotency_window_ms: config.limits.idempotency_window_ms,
-        tuning: Tuning::default(),
+        tuning: Tuning {
+            log_bytes_max: config.retention.log_bytes,
+            log_age_max_ms: config.retention.log_age_ms,
+            ..Tuning::default()
+        },
     };
     let (node, mut begins) = Node::open(node_config, &store)?;
     begins.put(Family::Meta, keys::PLACE.to_vec(), place.note);

@@ -14,7 +14,9 @@ use godwit_core::read::{self, FieldView, ReadLimits};
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::message::WIRE_VERSION;
-use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
+use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId};
+
+use crate::config::plain_tuning;
 
 /// Rounds of waiting within one synchronisation: far more than any history needs.
 const ROUNDS_MAX: usize = 1000;
@@ -71,7 +73,7 @@ impl Cluster {
                 limits: Limits::default(),
                 max_clock_drift_ms: 60_000,
                 idempotency_window_ms: 86_400_000,
-                tuning: Tuning::default(),
+                tuning: plain_tuning(),
             };
             let mut store = MemStore::default();
             let (node, batch) = Node::open(config, &store)?;
@@ -174,6 +176,7 @@ impl Cluster {
         let mut effects = Effects::default();
         node.handle(now, input, store, &mut effects)?;
         store.commit(effects.batch);
+        trim(store, &effects.outputs);
         Ok(effects.outputs)
     }
 
@@ -183,7 +186,16 @@ impl Cluster {
         let mut effects = Effects::default();
         node.handle_timeout(now, store, &mut effects)?;
         store.commit(effects.batch);
+        trim(store, &effects.outputs);
         Ok(effects.outputs)
+    }
+}
+
+fn trim(store: &mut MemStore, outputs: &[Output]) {
+    for output in outputs {
+        if let Output::Trim { partition, first } = output {
+            store.trim(*partition, *first);
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub const CONVERGENCE_US_MAX: u64 = 60_000_000;
 /// The same in runs that drew less room for deltas that wait than all peers may have in flight, or a window of a few
 /// deltas on a network that loses frames within a connection: what finds no room, or is lost, is sent again only after
 /// seconds, a few deltas at a time. So it is where an answer to a request holds a few deltas, and a node whose disk was put
-/// back lacks many; and where nodes of the previous wire version wait for what only its origin can tell them.
+/// back lacks many; where logs are short, so that states are repaired part by part; and where nodes of the previous wire version wait for what only its origin can tell them.
 pub const CRAMPED_CONVERGENCE_US_MAX: u64 = 30 * CONVERGENCE_US_MAX;
 
 const SMALL_WINDOW_BYTES: usize = 10_000;
@@ -89,7 +89,7 @@ impl RunConfig {
                 damaged_of_1000: 0,
                 links: BTreeMap::new(),
             },
-            tuning: Tuning::default(),
+            tuning: plain_tuning(),
             fsync_us: vec![100; nodes],
             group_max: 64,
             clock_offsets_ms: vec![0; nodes],
@@ -144,9 +144,15 @@ impl RunConfig {
             || lossy_and_small
             || narrow
             || few_a_request
+            || tuning.log_bytes_max != u64::MAX
             || self.has_old();
         if cramped { CRAMPED_CONVERGENCE_US_MAX } else { CONVERGENCE_US_MAX }
     }
+}
+
+/// Windows and waits as they are by default, but a log that is never truncated.
+pub fn plain_tuning() -> Tuning {
+    Tuning { log_bytes_max: u64::MAX, log_age_max_ms: u64::MAX, ..Tuning::default() }
 }
 
 /// How [`Tuning`] is written in a script.
@@ -172,6 +178,9 @@ struct TuningLine {
     repair_tree_bits: u8,
     job_delay_us: u64,
     job_pause_us: u64,
+    log_bytes_max: u64,
+    log_age_max_ms: u64,
+    log_check_us: u64,
     #[serde(with = "SizesLine")]
     sizes: Sizes,
 }
@@ -181,6 +190,7 @@ struct TuningLine {
 #[serde(remote = "Sizes", deny_unknown_fields)]
 struct SizesLine {
     checkpoint_entries: u64,
+    checkpoint_bytes: u64,
     clear_rows: usize,
     sweep_rows: usize,
 }

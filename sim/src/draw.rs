@@ -68,6 +68,9 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         damaged_of_1000: if harsh && rng.chance(1, 2) { 1 + rng.below(5) } else { 0 },
         links: if rng.chance(1, 2) { links(rng, &regions) } else { BTreeMap::new() },
     };
+    let old = rng.chance(1, 8);
+    // A node that knows no repair could not be helped.
+    let truncating = !old && rng.chance(1, 2);
     let tuning = Tuning {
         contexts_delay_us: 1_000 << rng.below(8),
         contexts_interval_us: 1_000_000 + rng.below(4_000_000),
@@ -88,13 +91,16 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         repair_tree_bits: 4 * rng.below(3) as u8,
         job_delay_us: 1_000 << rng.below(10),
         job_pause_us: 1_000 << rng.below(6),
+        log_bytes_max: if truncating { 100 << rng.below(10) } else { u64::MAX },
+        log_age_max_ms: if truncating && rng.chance(1, 4) { 500 << rng.below(5) } else { u64::MAX },
+        log_check_us: 1_000 << rng.below(10),
         sizes: Sizes {
             checkpoint_entries: 1 + rng.below(20),
+            checkpoint_bytes: 50 << rng.below(10),
             clear_rows: rng.below(4) as usize,
             sweep_rows: 1 + rng.below(3) as usize,
         },
     };
-    let old = rng.chance(1, 8);
     let wire = |rng: &mut Rng| if old && rng.chance(1, 2) { WIRE_OLDEST } else { WIRE_VERSION };
     let wires = (0..nodes).map(|_| wire(rng)).collect();
     let copied = (!old && rng.chance(1, 6)).then(|| rng.below(nodes as u64) as usize);

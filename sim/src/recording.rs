@@ -211,6 +211,7 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
         ("relay_retry_us", tuning.relay_retry_us),
         ("job_delay_us", tuning.job_delay_us),
         ("job_pause_us", tuning.job_pause_us),
+        ("log_check_us", tuning.log_check_us),
     ];
     for (name, time) in times.into_iter().chain(waits) {
         demand(time <= TIME_US_MAX, || format!("{name} must be at most {TIME_US_MAX}, not {time}"))?;
@@ -219,9 +220,8 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
         demand(time > 0, || format!("{name} must be at least 1"))?;
     }
     let sizes = &tuning.sizes;
-    demand(sizes.checkpoint_entries > 0 && sizes.sweep_rows > 0, || {
-        "checkpoint_entries and sweep_rows must be at least 1".into()
-    })
+    let least = sizes.checkpoint_entries.min(sizes.checkpoint_bytes).min(sizes.sweep_rows as u64);
+    demand(least > 0, || "checkpoint_entries, checkpoint_bytes and sweep_rows must be at least 1".into())
 }
 
 fn check_act(config: &RunConfig, act: &Act) -> Result<(), String> {

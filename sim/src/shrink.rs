@@ -7,11 +7,10 @@
 //! failure does not need can go.
 
 use godwit_core::op::{Op, Write};
-use godwit_proto::Tuning;
 use godwit_proto::message::WIRE_VERSION;
 
 use crate::clients::Plan;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, plain_tuning};
 use crate::script::{Act, Script, Step};
 
 /// As many runs are tried unless somebody says otherwise.
@@ -199,7 +198,7 @@ fn without<T: Clone>(all: &[T], i: usize) -> Vec<T> {
 }
 
 /// Values of the configuration that say less.
-const PLAINER: [fn(&mut Script); 22] = [
+const PLAINER: [fn(&mut Script); 23] = [
     |script| script.config.active_us = script.steps.last().map_or(0, |step| step.at_us),
     |script| script.config.busy = None,
     |script| script.config.star = false,
@@ -227,10 +226,10 @@ const PLAINER: [fn(&mut Script); 22] = [
     |script| script.config.network.damaged_of_1000 = 0,
     |script| script.config.drifts_ppm.fill(0),
     |script| script.config.unsynced.fill(false),
-    |script| script.config.tuning = Tuning::default(),
-    |script| script.config.tuning.sizes = Tuning::default().sizes,
+    |script| script.config.tuning = plain_tuning(),
+    |script| script.config.tuning.sizes = plain_tuning().sizes,
     |script| {
-        let (tuning, plain) = (&mut script.config.tuning, Tuning::default());
+        let (tuning, plain) = (&mut script.config.tuning, plain_tuning());
         tuning.window_bytes = plain.window_bytes;
         tuning.chunk_bytes = plain.chunk_bytes;
         tuning.relay_bytes = plain.relay_bytes;
@@ -238,11 +237,16 @@ const PLAINER: [fn(&mut Script); 22] = [
         tuning.push_commits_max = plain.push_commits_max;
     },
     |script| {
-        let (tuning, plain) = (&mut script.config.tuning, Tuning::default());
+        let (tuning, plain) = (&mut script.config.tuning, plain_tuning());
         tuning.repair_bytes_per_s = plain.repair_bytes_per_s;
         tuning.repair_rows = plain.repair_rows;
         tuning.repair_window_bytes = plain.repair_window_bytes;
         tuning.repair_tree_bits = plain.repair_tree_bits;
+    },
+    |script| {
+        let (tuning, plain) = (&mut script.config.tuning, plain_tuning());
+        tuning.log_bytes_max = plain.log_bytes_max;
+        tuning.log_age_max_ms = plain.log_age_max_ms;
     },
 ];
 

@@ -113,7 +113,7 @@ impl Replica {
                 Job::Worked => {}
                 Job::Fold(fold) => {
                     let folded: Option<Applied> =
-                        self.within(|partition, txn| partition.fold(txn, fold, || Hlc(1)).unwrap());
+                        self.within(|partition, txn| partition.fold(txn, fold, 0, || Hlc(1)).unwrap());
                     self.log.extend(folded.map(|applied| applied.encoded));
                 }
             }
@@ -124,7 +124,7 @@ impl Replica {
         for encoded in log {
             let delta = Delta::decode(encoded).unwrap();
             let received = self.within(|partition, txn| {
-                partition.receive(txn, delta, encoded.clone(), usize::MAX, 0).unwrap()
+                partition.receive(txn, delta, encoded.clone(), usize::MAX, (0, 0)).unwrap()
             });
             match received {
                 Received::Applied(applied) => self.log.extend(applied.into_iter().map(|a| a.encoded)),

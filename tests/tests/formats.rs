@@ -114,7 +114,7 @@ fn deltas_in_the_log_are_those_on_the_wire() {
 /// interval of two origins with a kill, a clear and slots that are gone.
 mod format2 {
     use super::*;
-    use godwit_core::context::{Dot, DotRanges};
+    use godwit_core::context::{Dot, DotRanges, VersionVector};
     use godwit_core::delta::{
         Clear, Delta, EncodedDelta, FieldDelta, Kill, RecordDelta, Request, RequestKey, RowWrite,
     };
@@ -226,6 +226,47 @@ mod format2 {
         }
     }
 
+    /// Where a log is cut: checkpoints, its floor, and checkpoints of the format before.
+    #[test]
+    fn checkpoints_and_the_floor() {
+        let mut store = MemStore::default();
+        let sizes = Sizes { checkpoint_entries: 1, ..Sizes::default() };
+        let mut partition = Partition::open_with(&store, PartitionId(7), ReplicaId(1), sizes).unwrap();
+        let mut batch = Batch::default();
+        let mut txn = Txn::new(&store, &mut batch);
+        for _ in 0..3 {
+            let writes = [Write { record: record(), ops: vec![Op::Incr { field: field("c"), by: 1 }] }];
+            let (terms, limits, times) = (Terms::default(), Limits::default(), (1_700_000_000_000, 0));
+            partition.commit(&mut txn, &writes, &terms, &limits, times, || Hlc(1)).unwrap();
+        }
+        assert_eq!(partition.truncate(&mut txn, 1, 0), Ok(Some(2)));
+        store.commit(batch);
+        store.trim(PartitionId(7), 2);
+        expect![[r#"
+            0007000000000000000002 = 010102010001026e73016b000101632100010100050104010200
+            0007000000000000000003 = 010103010001026e73016b000101632100010100050106010300
+            0007010000000000000001 = 020101011afd0068e5cf8b010000
+            0007010000000000000002 = 0201010234fd0068e5cf8b010000
+            0007010000000000000003 = 020101034efd0068e5cf8b010000
+        "#]]
+        .assert_eq(&lines(&store, Family::Log));
+        expect![[r#"
+            6c6f675f666c6f6f722f0007 = 010202010101
+            706172746974696f6e2f0007 = 010101030301
+        "#]]
+        .assert_eq(&lines(&store, Family::Meta));
+        // The checkpoint before the first entry, as format 1 had it.
+        let one: VersionVector = [Dot { replica: ReplicaId(1), counter: 1 }].into_iter().collect();
+        let format1 = godwit_core::codec::encode(1, &one);
+        assert_eq!(hex(&format1), "01010101");
+        let mut batch = Batch::default();
+        batch.put(Family::Log, godwit_core::keys::log_checkpoint(PartitionId(7), 1), format1);
+        store.commit(batch);
+        let partition = Partition::open(&store, PartitionId(7), ReplicaId(1)).unwrap();
+        assert_eq!(partition.own_log_position(&store, 1), Ok(Some(2)));
+        assert_eq!(partition.own_log_position(&store, 0), Ok(None));
+    }
+
     #[test]
     fn an_interval() {
         let encoded = interval().encode();
@@ -255,20 +296,27 @@ mod format2 {
             Message::Deltas { partition: PartitionId(1), deltas, ends_want: true },
             Message::Want { partition: PartitionId(2), context: vector() },
             Message::Confirm(confirm),
+            Message::Gone { partition: PartitionId(2) },
         ];
         let mut lines = String::new();
         for message in all {
             let bytes = message.encode(WIRE_VERSION).unwrap();
+            let mut before = bytes.clone();
+            before[0] = 2;
+            let is_news = matches!(message, Message::Gone { .. });
+            assert_eq!(message.encode(2), (!is_news).then_some(before.clone()));
+            assert_eq!(Message::decode(2, &before).ok(), (!is_news).then(|| message.clone()));
             assert_eq!(Message::decode(WIRE_VERSION, &bytes).as_ref(), Ok(&message));
             lines.push_str(&format!("{} = {}\n", message.name(), hex(&bytes)));
         }
         expect![[r#"
-            hello = 02000163016e01720140050104
-            refuse = 0201026e6f
-            contexts = 02020101030107fb2c01
-            deltas = 0203010102010201
-            want = 0204020107fb2c01
-            confirm = 0205010501010209
+            hello = 03000163016e01720140050104
+            refuse = 0301026e6f
+            contexts = 03020101030107fb2c01
+            deltas = 0303010102010201
+            want = 0304020107fb2c01
+            confirm = 0305010501010209
+            gone = 030602
         "#]]
         .assert_eq(&lines);
     }

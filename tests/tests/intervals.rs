@@ -56,7 +56,7 @@ impl Replica {
         let mut batch = Batch::default();
         let mut txn = Txn::new(&self.store, &mut batch);
         let delta = Delta::decode(encoded).unwrap();
-        let received = self.partition.receive(&mut txn, delta, encoded.clone(), 0, 0).unwrap();
+        let received = self.partition.receive(&mut txn, delta, encoded.clone(), 0, (0, 0)).unwrap();
         assert!(matches!(received, Received::Applied(_)), "{received:?}");
         self.store.commit(batch);
     }

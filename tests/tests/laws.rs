@@ -54,7 +54,7 @@ impl Replica {
             let mut batch = Batch::default();
             let received = self
                 .partition
-                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX, 0)
+                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX, (0, 0))
                 .unwrap();
             assert_ne!(received, Received::Dropped);
             self.clock.observe(hlc, Wall(0));

@@ -14,6 +14,8 @@
 //! that every record, field and slot is a contiguous range. Ids are full, hence keys are the same bytes on
 //! every node and comparing stored bytes compares states.
 
+use std::ops::RangeInclusive;
+
 use crate::codec::CodecError;
 use crate::context::Dot;
 use crate::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
@@ -238,6 +240,14 @@ pub fn log_index(key: &[u8]) -> Result<u64, CodecError> {
     key.get(3..11).map(be_u64).ok_or_else(|| malformed("a log key is too short"))
 }
 
+/// The ranges of what is garbage in a log whose first entry is `first`, at least 1: the entries below, and the checkpoints
+/// below but the one right before it. What was garbage when the first entry was `since` is left out; 0 for all.
+pub fn log_garbage(partition: PartitionId, since: u64, first: u64) -> [RangeInclusive<Vec<u8>>; 2] {
+    let range = |kind, from, to| log_key(partition, kind, from)..=log_key(partition, kind, to);
+    // Indexes begin at 1, so 0 names nothing.
+    [range(0, since, first.saturating_sub(1)), range(1, since.saturating_sub(1), first.saturating_sub(2))]
+}
+
 /// The mark of a record that has rows.
 pub fn key_mark(record: &RecordId) -> Vec<u8> {
     let (namespace, key) = (record.namespace.as_str(), record.key.as_str());
@@ -257,6 +267,13 @@ pub fn key_marks(namespace: &Namespace) -> Vec<u8> {
 /// The durable state of a partition, in `meta`.
 pub fn partition_meta(partition: PartitionId) -> Vec<u8> {
     [b"partition/", &partition.0.to_be_bytes()[..]].concat()
+}
+
+/// From where on the log of a partition is there, in `meta`.
+pub fn log_floor(partition: PartitionId) -> Vec<u8> {
+    let mut key = b"log_floor/".to_vec();
+    key.extend_from_slice(&partition.0.to_be_bytes());
+    key
 }
 
 /// That rows which a peer sent are taking effect in a partition, in `meta`.

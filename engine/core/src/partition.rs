@@ -20,11 +20,12 @@
 //!   cannot be applied follows one that was lost, and comes again. Hence no two wait for each other in a circle.
 
 mod apply;
+mod log;
 mod repair;
 mod sweep;
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 
 use bincode::{Decode, Encode};
 
@@ -39,8 +40,11 @@ use crate::requests::{self, Known};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
+pub use log::{LogEntry, LogFloor, read_log};
 pub use repair::Checked;
 pub use sweep::{Fold, Step};
+
+use log::Log;
 
 /// What a delta that waits costs beyond its bytes.
 const PENDING_OVERHEAD_BYTES: usize = 256;
@@ -52,15 +56,18 @@ const DELTA_BYTES_TRUSTED: usize = 256 * 1024;
 /// The context is written into the log after every so many entries, unless the partition was begun with another
 /// number. Fixed for the life of a data directory.
 pub const CHECKPOINT_ENTRIES: u64 = 1024;
+/// It is written too once the entries since the last one have this many bytes.
+pub const CHECKPOINT_BYTES: u64 = 1024 * 1024;
 
 const META_VERSION: u8 = 1;
-const CHECKPOINT_VERSION: u8 = 1;
 
 /// Sizes of a partition's work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes {
     /// The interval of checkpoints in the log of a partition without entries, at least 1.
     pub checkpoint_entries: u64,
+    /// Bytes of entries after which a checkpoint is written too; may change at any start.
+    pub checkpoint_bytes: u64,
     /// Rows of a field that a clear removes at once if there are no more.
     pub clear_rows: usize,
     /// Rows that one step of a sweep looks at, at least 1.
@@ -69,7 +76,12 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { checkpoint_entries: CHECKPOINT_ENTRIES, clear_rows: 256, sweep_rows: 1024 }
+        Self {
+            checkpoint_entries: CHECKPOINT_ENTRIES,
+            checkpoint_bytes: CHECKPOINT_BYTES,
+            clear_rows: 256,
+            sweep_rows: 1024,
+        }
     }
 }
 
@@ -88,6 +100,7 @@ pub struct Partition {
     replica: ReplicaId,
     sizes: Sizes,
     meta: PartitionMeta,
+    log: Log,
     /// Entries of the context that changed since the last own delta: the next one's dependencies.
     news: VersionVector,
     pending: BTreeMap<Dot, Pending>,
@@ -172,6 +185,7 @@ impl Partition {
         let mut news = meta.context.clone();
         news.remove(replica);
         let states = keys::partition_prefix(id);
+        let log = Log::open(store, id, meta.log_last, meta.checkpoint_entries)?;
         let has_states = store.first(Family::Fields, &states, &keys::after_prefix(&states))?.is_some();
         let has_staged = store.first(Family::Staged, &states, &keys::after_prefix(&states))?.is_some();
         Ok(Self {
@@ -179,6 +193,7 @@ impl Partition {
             replica,
             sizes,
             meta,
+            log,
             news,
             pending: BTreeMap::new(),
             pending_bytes: 0,
@@ -213,35 +228,9 @@ impl Partition {
         waiting.max(self.meta.context.get(replica))
     }
 
-    /// The index of the last log entry, 0 if there is none.
-    pub fn log_last(&self) -> u64 {
-        self.meta.log_last
-    }
-
     /// Bytes of deltas that wait for others.
     pub fn pending_bytes(&self) -> usize {
         self.pending_bytes
-    }
-
-    /// An index before which every entry is covered: the first entry after the last checkpoint whose context satisfies
-    /// the condition, which must hold for a prefix of the log. A binary search; nothing is remembered.
-    pub fn log_position(
-        &self,
-        store: &impl StoreRead,
-        covered: impl Fn(&VersionVector) -> bool,
-    ) -> Result<u64, StoreError> {
-        let every = self.meta.checkpoint_entries;
-        let (mut below, mut above) = (0, self.meta.log_last / every + 1);
-        while above - below > 1 {
-            let middle = below.midpoint(above);
-            let bytes = store.get(Family::Log, &keys::log_checkpoint(self.id, middle * every))?;
-            let bytes = bytes
-                .ok_or_else(|| StoreError::Inconsistent(format!("log checkpoint {middle} is missing")))?;
-            let context =
-                codec::decode(CHECKPOINT_VERSION, &bytes).map_err(StoreError::damaged("log checkpoint"))?;
-            if covered(&context) { below = middle } else { above = middle }
-        }
-        Ok(below * every + 1)
     }
 
     /// Commits a client's writes, all of them records of this partition and of one namespace, atomically. `stamp` is asked
@@ -253,9 +242,10 @@ impl Partition {
         writes: &[Write],
         terms: &Terms,
         limits: &Limits,
-        (now_ms, oldest_ms): (u64, u64),
+        times: (u64, u64),
         stamp: impl FnOnce() -> Hlc,
     ) -> Result<Committed, CommitError> {
+        let (now_ms, oldest_ms) = times;
         let Some(namespace) = writes.first().map(|write| write.record.namespace.clone()) else {
             return Err(CommitError::Empty);
         };
@@ -297,22 +287,23 @@ impl Partition {
         }
         let hlc = stamp();
         let requests = terms.request.map(|id| Request { namespace, id, dot, hlc });
-        self.commit_records(txn, records, &found, requests.into_iter().collect(), hlc, oldest_ms)
+        self.commit_records(txn, records, &found, requests.into_iter().collect(), hlc, times)
             .map(Committed::Applied)
     }
 
-    /// Folds a counter, in a commit of this node's own, if there is anything to fold.
+    /// Folds a counter, in a commit of this node's own, if there is anything to fold. `now_ms` is the node's time.
     pub fn fold<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         fold: Fold,
+        now_ms: u64,
         stamp: impl FnOnce() -> Hlc,
     ) -> Result<Option<Applied>, StoreError> {
         let Fold { record, field, job } = fold;
         txn.delete(Family::Meta, job);
         let evaluated = commit::fold(txn, self.at(self.next_dot(), 0), &record, &field)?;
         let Evaluated { change: Some(delta), found } = evaluated else { return Ok(None) };
-        match self.commit_records(txn, vec![delta], &[found], Vec::new(), stamp(), 0) {
+        match self.commit_records(txn, vec![delta], &[found], Vec::new(), stamp(), (now_ms, 0)) {
             Ok(applied) => Ok(Some(applied)),
             Err(CommitError::Store(error)) => Err(error),
             Err(refused) => Err(StoreError::Inconsistent(format!("a fold cannot be made: {refused}"))),
@@ -336,7 +327,7 @@ impl Partition {
         known: &[Found],
         requests: Vec<Request>,
         hlc: Hlc,
-        oldest_ms: u64,
+        times: (u64, u64),
     ) -> Result<Applied, CommitError> {
         let rows = records.iter_mut().flat_map(|record| &mut record.fields).flat_map(|field| &mut field.rows);
         rows.for_each(|row| row.hlc = hlc);
@@ -354,18 +345,18 @@ impl Partition {
             return Err(CommitError::Refused { write: 0, refusal: Refusal { op: 0, reason } });
         }
         self.news = VersionVector::new();
-        Ok(self.apply(txn, &delta, encoded, known, oldest_ms)?)
+        Ok(self.apply(txn, &delta, encoded, known, times)?)
     }
 
-    /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait, `oldest_ms` the time
-    /// before which idempotency keys no longer count.
+    /// Takes a peer's delta, already decoded and checked; `room` is how many bytes more may wait, `times` the node's time and
+    /// the one before which idempotency keys no longer count, in milliseconds since 1970.
     pub fn receive<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         delta: Delta,
         encoded: EncodedDelta,
         room: usize,
-        oldest_ms: u64,
+        times: (u64, u64),
     ) -> Result<Received, StoreError> {
         if delta.dots.covered_by(&self.meta.context) {
             return Ok(Received::Duplicate);
@@ -386,8 +377,8 @@ impl Partition {
         if let Err(error) = self.check_past(&delta) {
             return Ok(Received::Refused(error));
         }
-        let mut applied = vec![self.apply(txn, &delta, encoded, &[], oldest_ms)?];
-        applied.extend(self.apply_pending(txn, oldest_ms)?);
+        let mut applied = vec![self.apply(txn, &delta, encoded, &[], times)?];
+        applied.extend(self.apply_pending(txn, times)?);
         Ok(Received::Applied(applied))
     }
 
@@ -395,7 +386,7 @@ impl Partition {
     fn apply_pending<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
-        oldest_ms: u64,
+        times: (u64, u64),
     ) -> Result<Vec<Applied>, StoreError> {
         let mut applied = Vec::new();
         // Each round takes at least one out, so this ends with what is pending.
@@ -408,7 +399,7 @@ impl Partition {
                 Delta::decode(&pending.encoded).and_then(|delta| self.check_past(&delta).map(|()| delta));
             // What is refused now is forgotten; when it comes again, its sender is told.
             if let Ok(delta) = delta {
-                applied.push(self.apply(txn, &delta, pending.encoded, &[], oldest_ms)?);
+                applied.push(self.apply(txn, &delta, pending.encoded, &[], times)?);
             }
         }
         Ok(applied)
@@ -493,7 +484,7 @@ impl Partition {
         delta: &Delta,
         encoded: EncodedDelta,
         known: &[Found],
-        oldest_ms: u64,
+        (now_ms, oldest_ms): (u64, u64),
     ) -> Result<Applied, StoreError> {
         assert!(
             self.is_applicable(&delta.dots, &delta.deps),
@@ -522,13 +513,7 @@ impl Partition {
             }
             self.meta.context.advance(dot);
         }
-        self.meta.log_last += 1;
-        let index = self.meta.log_last;
-        txn.put(Family::Log, keys::log_entry(self.id, index), encoded.as_bytes().to_vec());
-        if index.is_multiple_of(self.meta.checkpoint_entries) {
-            let context = codec::encode(CHECKPOINT_VERSION, &self.meta.context);
-            txn.put(Family::Log, keys::log_checkpoint(self.id, index), context);
-        }
+        let index = self.append(txn, &encoded, now_ms);
         txn.put(Family::Meta, keys::partition_meta(self.id), codec::encode(META_VERSION, &self.meta));
         Ok(Applied { index, dots: delta.dots.clone(), hlc: delta.hlc, encoded })
     }
@@ -586,40 +571,6 @@ pub enum CommitError {
 /// The context that a partition has durably reached, as a reader of the store sees it.
 pub fn stored_context(store: &impl StoreRead, id: PartitionId) -> Result<VersionVector, StoreError> {
     Ok(read_meta(store, id)?.map(|meta| meta.context).unwrap_or_default())
-}
-
-/// A log entry found by [`read_log`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogEntry {
-    /// Its index.
-    pub index: u64,
-    /// The delta's commits.
-    pub dots: DotRanges,
-    /// The delta's bytes.
-    pub encoded: EncodedDelta,
-}
-
-/// Visits log entries from an index on, in the order of application.
-pub fn read_log(
-    store: &impl StoreRead,
-    id: PartitionId,
-    from: u64,
-    mut visit: impl FnMut(LogEntry) -> ControlFlow<()>,
-) -> Result<(), StoreError> {
-    let mut outcome = Ok(());
-    let (first, end) = (keys::log_entry(id, from), keys::after_prefix(&keys::log_entry(id, u64::MAX)));
-    store.scan(Family::Log, &first, &end, &mut |key, value| {
-        let encoded = EncodedDelta::from_bytes(value);
-        let entry = keys::log_index(key).and_then(|index| Ok((index, encoded.dots()?)));
-        match entry {
-            Ok((index, dots)) => visit(LogEntry { index, dots, encoded }),
-            Err(error) => {
-                outcome = Err(StoreError::damaged("log")(error));
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    outcome
 }
 
 fn read_meta(store: &impl StoreRead, id: PartitionId) -> Result<Option<PartitionMeta>, StoreError> {

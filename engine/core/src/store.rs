@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::codec::CodecError;
+use crate::ids::PartitionId;
 use crate::keys;
 use crate::repair::{self, Settlings};
 
@@ -318,6 +319,13 @@ impl MemStore {
                     None => family.remove(&key),
                 };
             }
+        }
+    }
+
+    /// Removes what is garbage in a partition's log ([`keys::log_garbage`]).
+    pub fn trim(&mut self, partition: PartitionId, first: u64) {
+        for garbage in keys::log_garbage(partition, 0, first) {
+            self.families[Family::Log as usize].retain(|key, _| !garbage.contains(key));
         }
     }
 }

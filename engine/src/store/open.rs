@@ -46,9 +46,10 @@ use rocksdb::{Cache, DB, ErrorKind, Options};
 
 use super::{Durability, RocksStore, Shared, StoreOptions, options};
 
-/// The version of the whole store's layout that this build writes. It opens stores of format 1, too, and brings them
-/// to this one.
-pub const FORMAT_VERSION: u8 = 2;
+/// The version of the whole store's layout that this build writes. It opens stores of formats 1 and 2, too, and brings
+/// them to this one. Format 3 has logs that begin later than at their first entry: a version that does not know of that must not
+/// serve them.
+pub const FORMAT_VERSION: u8 = 3;
 
 /// The format before `fields` and `requests`.
 const FORMAT_1: u8 = 1;

@@ -286,3 +286,79 @@ fn a_reader_sees_what_the_store_does_beyond_many_deleted_rows() {
     assert_eq!(reader.get(Family::Rows, &row(2, 105)), store.get(Family::Rows, &row(2, 105)));
     assert_eq!(reader.get(Family::Rows, &row(2, 50)), Ok(None));
 }
+
+/// Of two neighbouring logs one loses what is below an entry, whatever files it is in: nothing else goes.
+#[test]
+fn what_is_discarded_is_gone_and_its_neighbours_stay() {
+    use godwit_core::ids::PartitionId;
+    use godwit_core::keys::{log_checkpoint, log_entry, log_garbage};
+    let present = |store: &RocksStore, id: u16, first: u64| {
+        let (entry, checkpoint) = (log_entry(PartitionId(id), 0), log_checkpoint(PartitionId(id), 0));
+        let until = |end: u64| log_entry(PartitionId(id), end);
+        let range = |from: &[u8], to: &[u8]| {
+            answer(
+                store,
+                &Query { family: Family::Log, from: from.to_vec(), to: to.to_vec(), entries_max: 1000 },
+            )
+            .len() as u64
+        };
+        let below = range(&entry, &until(first));
+        (below, range(&until(first), &checkpoint), range(&checkpoint, &log_entry(PartitionId(id + 1), 0)))
+    };
+    // In one file, in files that end right before and right at the first entry, and not in any file.
+    for flushes in [vec![], vec![200], vec![59, 60], (1..=200).step_by(7).collect()] {
+        let pair = Pair::new();
+        let store = pair.store();
+        for index in 1..=200 {
+            let mut changes = Batch::default();
+            for id in 3..=5 {
+                changes.put(Family::Log, log_entry(PartitionId(id), index), vec![7; 50]);
+                if index % 10 == 0 {
+                    changes.put(Family::Log, log_checkpoint(PartitionId(id), index), vec![8]);
+                }
+            }
+            store.commit(&changes).unwrap();
+            if flushes.contains(&index) {
+                flush(store);
+            }
+        }
+        compact(store);
+        let mut since = 0;
+        for first in [1, 61, 61, 121] {
+            for garbage in log_garbage(PartitionId(4), since, first) {
+                store.discard(Family::Log, garbage.start(), garbage.end()).unwrap();
+            }
+            since = first;
+            let checkpoints = if first == 1 { 20 } else { 21 - (first - 1) / 10 };
+            assert_eq!(present(store, 4, first), (0, 201 - first, checkpoints), "{flushes:?}, {first}");
+        }
+        assert_eq!(present(store, 3, 121), (120, 80, 20));
+        assert_eq!(present(store, 5, 121), (120, 80, 20));
+    }
+}
+
+/// The bytes go from the disk.
+#[test]
+fn discarding_frees_the_disk() {
+    let pair = Pair::new();
+    let store = pair.store();
+    for table in 0..8u8 {
+        let mut changes = Batch::default();
+        (0..64).for_each(|i| changes.put(Family::Log, vec![table, i], noise(table, i)));
+        store.commit(&changes).unwrap();
+        flush(store);
+    }
+    compact(store);
+    let before = store.stats().unwrap().table_bytes;
+    store.discard(Family::Log, &[0, 0], &[7, 62]).unwrap();
+    compact(store);
+    assert!(store.stats().unwrap().table_bytes < before / 4, "{before}");
+    assert_eq!(store.get(Family::Log, &[7, 63]).unwrap(), Some(noise(7, 63)));
+    assert_eq!(store.get(Family::Log, &[7, 62]).unwrap(), None);
+}
+
+/// Bytes that do not compress.
+fn noise(table: u8, i: u8) -> Vec<u8> {
+    let mut rng = godwit_core::rng::Rng::new(u64::from(table) << 8 | u64::from(i));
+    (0..512).map(|_| rng.below(256) as u8).collect()
+}

@@ -17,7 +17,7 @@
 //! *again* has a price ([`Walked`]): a peer that asks for the same without end is answered ever later, not refused, since an
 //! answer may be lost and a node may come back without its data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use godwit_core::context::{Dot, VersionVector};
@@ -28,6 +28,7 @@ use godwit_core::partition::{self, LogEntry};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
+use crate::gone::Gone;
 use crate::message::Message;
 use crate::node::{Node, Step};
 use crate::peer::{Bucket, Peer, Session};
@@ -141,6 +142,19 @@ impl Walked {
 #[derive(Debug, Default)]
 pub(crate) struct CatchUp {
     lacks: BTreeMap<PartitionId, Lack>,
+    /// Who cannot serve this node from its log.
+    pub(crate) gone: Gone,
+    /// Partitions of which an operator was told that nobody can, since something was last applied.
+    pub(crate) repair_alarmed: BTreeSet<PartitionId>,
+}
+
+impl CatchUp {
+    /// Asks for what is lacking without waiting any longer.
+    pub(crate) fn ask_now(&mut self, now: Mono, id: PartitionId) {
+        if let Some(lack) = self.lacks.get_mut(&id) {
+            lack.due = now;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -162,7 +176,7 @@ struct Gap {
     reached: u64,
     /// Since when it has stood there, or an answer was last awaited.
     since: Mono,
-    /// Whether its origin is a peer that waits to be asked.
+    /// Whether its origin is a peer that waits to be asked, or that cannot push it.
     awaited: bool,
 }
 
@@ -171,13 +185,15 @@ impl Node {
     pub(crate) fn review_lacks(&mut self, now: Mono, id: PartitionId) {
         let mut lacking: BTreeMap<ReplicaId, Gap> = BTreeMap::new();
         let context = self.partitions[usize::from(id.0)].context();
-        for peer in self.peers.values().filter(|peer| peer.synced().is_some()) {
+        for (name, peer) in self.peers.iter().filter(|(_, peer)| peer.synced().is_some()) {
+            let is_gone = self.catch_up.gone.has_said(id, name, now);
             let told = peer.known.get(&id).into_iter().flat_map(VersionVector::iter);
             for dot in told.filter(|dot| !context.covers(*dot)) {
                 let reached = context.get(dot.replica);
                 let own = Some(dot.replica) == peer.replica();
-                let awaited =
-                    own && peer.answers_all() && dot.counter - reached > self.config.tuning.push_commits_max;
+                let is_far =
+                    peer.answers_all() && dot.counter - reached > self.config.tuning.push_commits_max;
+                let awaited = own && (is_far || is_gone);
                 let is_kept = lacking.len() < GAPS_MAX || lacking.contains_key(&dot.replica);
                 if is_kept && (!own || awaited) {
                     let gap = lacking.entry(dot.replica).or_insert(Gap { reached, since: now, awaited });
@@ -187,6 +203,7 @@ impl Node {
         }
         if lacking.is_empty() {
             self.catch_up.lacks.remove(&id);
+            self.catch_up.gone.forget(id);
             return;
         }
         let fresh = || Lack { origins: BTreeMap::new(), asked: None, attempts: 0, fruitless: 0, due: now };
@@ -245,17 +262,24 @@ impl Node {
                 })
             };
             let candidates = self.peers.iter().filter(|(_, peer)| has(peer));
-            let candidates: Vec<_> =
-                candidates.filter_map(|(name, peer)| Some((name, peer.synced()?.place()))).collect();
+            let candidates = candidates.filter_map(|(name, peer)| Some((name, peer.synced()?.place())));
+            let (gone, able): (Vec<_>, Vec<_>) =
+                candidates.partition(|(name, _)| self.catch_up.gone.has_said(id, name, now));
+            let candidates = if able.is_empty() { &gone } else { &able };
             if candidates.is_empty() {
                 continue;
             }
             let (name, place) = candidates[lack.attempts % candidates.len()];
+            let name = name.clone();
             lack.attempts += 1;
             lack.fruitless += 1;
             lack.asked = Some((name.clone(), now));
             lack.origins.values_mut().for_each(|gap| gap.since = now);
-            step.send(name, place, Message::Want { partition: id, context });
+            if able.is_empty() {
+                self.repair_wanted(step, id, &name);
+            } else {
+                step.send(&name, place, Message::Want { partition: id, context });
+            }
             lack.due = self.lack_deadline(&lack);
             self.catch_up.lacks.insert(id, lack);
         }
@@ -336,7 +360,21 @@ impl Node {
         let Some(peer) = self.peers.get_mut(name) else { return Ok(false) };
         let Some(place) = peer.session.as_ref().map(Session::place) else { return Ok(false) };
         let walked = &mut peer.walked;
-        let mut next = match answer.next.or_else(|| walked.place(id, &answer.asked)) {
+        let whole_from = partition.log_floor().whole_from;
+        // While it is answered the log may be truncated to beyond the place reached, or a repair may bring what it lacks.
+        let is_there =
+            partition.reaches(answer.run.reached()) && answer.next.is_none_or(|next| next >= whole_from);
+        if !is_there {
+            let mut deltas = Vec::new();
+            answer.flush(&mut deltas);
+            if !deltas.is_empty() {
+                step.send(name, place, Message::Deltas { partition: id, deltas, ends_want: false });
+            }
+            self.answer_gone(step, name, id);
+            return Ok(false);
+        }
+        let ended = || walked.place(id, &answer.asked).filter(|next| *next >= whole_from);
+        let mut next = match answer.next.or_else(ended) {
             Some(next) => next,
             None => {
                 walked.debt = walked.debt.saturating_add(SEARCH_COST);

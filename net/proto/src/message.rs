@@ -3,8 +3,9 @@
 //! A message is one frame: a version byte and a bincode body. Every vector in it is bounded by the frame's size
 //! ([`MAX_MESSAGE_BYTES`]), which the transport enforces before the bytes are here.
 //!
-//! The transport settles with the peer which wire version a link speaks: the newest that both know. Version 1, without
-//! intervals and without incarnations, is a frozen module.
+//! The transport settles with the peer which wire version a link speaks: the newest that both know. Version 2 has the bytes
+//! of version 3 but for the version byte, and no [`Message::Gone`]. Version 1, without intervals and without incarnations, is
+//! a frozen module.
 
 pub mod repair;
 mod wire1;
@@ -16,7 +17,10 @@ use godwit_core::delta::{EncodedDelta, MAX_DELTA_BYTES};
 use godwit_core::ids::{PartitionId, ReplicaId};
 
 /// The newest wire version.
-pub const WIRE_VERSION: u8 = 2;
+pub const WIRE_VERSION: u8 = 3;
+
+/// The version before it: the same bytes, without [`Message::Gone`].
+const WIRE_2: u8 = 2;
 
 /// The oldest wire version that is still spoken.
 pub const WIRE_OLDEST: u8 = 1;
@@ -59,6 +63,12 @@ pub enum Message {
     },
     /// Answers a greeting that asks to go on with an incarnation.
     Confirm(Confirm),
+    /// The sender's log does not reach back to what the receiver has: ends the answer to a [`Message::Want`], or stands for
+    /// the sender's own deltas, which it cannot push without a gap. From wire version 3 on.
+    Gone {
+        /// The partition.
+        partition: PartitionId,
+    },
     /// Asks for a partition's state.
     Pull(repair::Pull),
     /// Answers that.
@@ -100,7 +110,12 @@ pub struct Hello {
 impl Message {
     /// The message's bytes in a link's wire version; `None` if that version cannot say it.
     pub fn encode(&self, wire: u8) -> Option<Vec<u8>> {
-        if wire == wire1::VERSION { wire1::encode(self) } else { Some(codec::encode(WIRE_VERSION, self)) }
+        match wire {
+            wire1::VERSION => wire1::encode(self),
+            WIRE_2 if self.is_since_3() => None,
+            WIRE_2 => Some(codec::encode(WIRE_2, self)),
+            _ => Some(codec::encode(WIRE_VERSION, self)),
+        }
     }
 
     /// Reads a message's bytes.
@@ -108,7 +123,21 @@ impl Message {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(CodecError::Malformed(format!("a message of {} bytes", bytes.len())));
         }
-        if wire == wire1::VERSION { wire1::decode(bytes) } else { codec::decode(WIRE_VERSION, bytes) }
+        match wire {
+            wire1::VERSION => wire1::decode(bytes),
+            WIRE_2 => match codec::decode(WIRE_2, bytes)? {
+                message if Self::is_since_3(&message) => {
+                    Err(CodecError::Malformed("wire version 2 has no such message".to_string()))
+                }
+                message => Ok(message),
+            },
+            _ => codec::decode(WIRE_VERSION, bytes),
+        }
+    }
+
+    /// Whether wire version 2 does not know it.
+    fn is_since_3(&self) -> bool {
+        matches!(self, Self::Gone { .. } | Self::Pull(_) | Self::State(_))
     }
 
     /// The message's name, for logs and traces.
@@ -120,6 +149,7 @@ impl Message {
             Self::Deltas { .. } => "deltas",
             Self::Want { .. } => "want",
             Self::Confirm(_) => "confirm",
+            Self::Gone { .. } => "gone",
             Self::Pull(_) => "pull",
             Self::State(_) => "state",
         }
@@ -159,6 +189,7 @@ mod tests {
                 follows: true,
                 holds: vec![(PartitionId(2), 9)],
             }),
+            Message::Gone { partition: PartitionId(2) },
         ];
         for message in messages {
             let bytes = message.encode(WIRE_VERSION).unwrap();
@@ -203,7 +234,24 @@ mod tests {
     fn bytes_on_the_wire_are_part_of_the_format() {
         let vector: VersionVector = [Dot { replica: ReplicaId(7), counter: 300 }].into_iter().collect();
         let message = Message::Want { partition: PartitionId(2), context: vector };
-        expect_test::expect!["02 04 02 01 07 fb 2c 01"].assert_eq(&hex(&message.encode(2).unwrap()));
+        expect_test::expect!["03 04 02 01 07 fb 2c 01"].assert_eq(&hex(&message.encode(3).unwrap()));
+    }
+
+    /// The bytes of the last release that spoke version 2.
+    #[test]
+    fn wire_version_2_has_the_bytes_of_3_and_knows_no_gone() {
+        let vector: VersionVector = [Dot { replica: ReplicaId(7), counter: 300 }].into_iter().collect();
+        let message = Message::Want { partition: PartitionId(2), context: vector };
+        let bytes = message.encode(2).unwrap();
+        assert_eq!(hex(&bytes), "02 04 02 01 07 fb 2c 01");
+        assert_eq!(Message::decode(2, &bytes), Ok(message));
+        let gone = Message::Gone { partition: PartitionId(2) };
+        assert_eq!((gone.encode(1), gone.encode(2)), (None, None));
+        let mut bytes = gone.encode(3).unwrap();
+        assert_eq!(hex(&bytes), "03 06 02");
+        assert!(matches!(Message::decode(2, &bytes), Err(CodecError::Version { .. })));
+        bytes[0] = 2;
+        assert!(matches!(Message::decode(2, &bytes), Err(CodecError::Malformed(_))));
     }
 
     proptest! {
@@ -211,6 +259,7 @@ mod tests {
         fn junk_never_panics(bytes: Vec<u8>) {
             let _ = Message::decode(1, &bytes);
             let _ = Message::decode(2, &bytes);
+            let _ = Message::decode(3, &bytes);
         }
 
         #[test]
@@ -224,7 +273,7 @@ mod tests {
                 instance: 3,
                 resumes: None,
             };
-            for wire in 1..=2 {
+            for wire in 1..=3 {
                 let mut bytes = Message::Hello(hello.clone()).encode(wire).unwrap();
                 let at = at % bytes.len();
                 bytes[at] = to;

@@ -32,6 +32,7 @@ use crate::incarnation::{Incarnation, Waiting};
 use crate::message::Message;
 use crate::peer::{Peer, Place};
 use crate::repair::{READ_ROWS, Repairs};
+use crate::retention::{self, Retention};
 use crate::status::Status;
 
 const CLOCK_VERSION: u8 = 1;
@@ -112,6 +113,13 @@ pub struct Tuning {
     pub job_delay_us: u64,
     /// The pause between steps of such work.
     pub job_pause_us: u64,
+    /// Bytes of log entries that the node keeps, over all partitions; beyond, the largest log loses its oldest interval. What
+    /// follows the last checkpoint of each partition always stays, so that much more may be there.
+    pub log_bytes_max: u64,
+    /// How long log entries are kept at most, in milliseconds, if they are followed by a checkpoint.
+    pub log_age_max_ms: u64,
+    /// How often the log's size and age are looked at; what exceeds its size is dropped sooner.
+    pub log_check_us: u64,
     /// Sizes of the partitions' work.
     pub sizes: partition::Sizes,
 }
@@ -138,6 +146,9 @@ impl Default for Tuning {
             repair_tree_bits: TREE_BITS_MAX,
             job_delay_us: 200_000,
             job_pause_us: 5_000,
+            log_bytes_max: 1024 * 1024 * 1024,
+            log_age_max_ms: 7 * 86_400_000,
+            log_check_us: 1_000_000,
             sizes: partition::Sizes::default(),
         }
     }
@@ -266,6 +277,13 @@ pub enum Output {
     },
     /// Something that an operator should know.
     Alarm(Alarm),
+    /// What [`keys::log_garbage`] names is garbage: remove it whenever convenient. May come again, also after a restart.
+    Trim {
+        /// The partition.
+        partition: PartitionId,
+        /// The index of its first log entry.
+        first: u64,
+    },
 }
 
 /// Names a reader of the store, in one process.
@@ -295,6 +313,14 @@ pub enum Alarm {
     TwoProcesses {
         /// The name.
         node: String,
+    },
+    /// A node lacks what the log of the other one no longer holds: deltas cannot bring it up to date.
+    LogGone {
+        /// The partition.
+        partition: PartitionId,
+        /// The other node: the one that lacks it if that speaks a wire version without [`Message::Gone`], else the one
+        /// that does not hold it.
+        peer: String,
     },
     /// Deltas came that have to wait, and there was no room: they will be sent again.
     PendingFull {
@@ -350,6 +376,7 @@ pub struct Node {
     jobs_turn: u16,
     /// When to look for idempotency keys whose window has ended.
     requests_at: Mono,
+    pub(crate) retention: Retention,
     /// Bytes of deltas that wait, over all partitions.
     pub(crate) pending_bytes: usize,
     clock: HlcClock,
@@ -373,7 +400,7 @@ impl Node {
         assert!((1..=MAX_PARTITIONS).contains(&config.partitions), "1 to {MAX_PARTITIONS} partitions");
         let mut batch = Batch::default();
         let incarnation = Incarnation::open(store, &mut batch, &config)?;
-        let (replica, sizes) = (incarnation.replica(), &config.tuning.sizes);
+        let (replica, sizes) = (incarnation.replica(), retention::sizes(&config));
         let partitions = (0..config.partitions)
             .map(|id| Partition::open_with(store, PartitionId(id), replica, sizes.clone()))
             .collect::<Result<_, _>>()?;
@@ -396,6 +423,7 @@ impl Node {
             jobs_at: Some(Mono(0)),
             jobs_turn: 0,
             requests_at: Mono(0),
+            retention: Retention::new(),
             pending_bytes: 0,
             clock,
             settlings: Arc::new(Settlings::open(store)?),
@@ -455,6 +483,7 @@ impl Node {
     fn committed<S: StoreRead>(&mut self, step: &mut Step<'_, S>, id: PartitionId, applied: &Applied) {
         self.write_clock(step);
         self.push_applied(step, id, applied);
+        self.log_grew(step.now.mono, applied);
         self.jobs_may_be_due(step.now, id);
     }
 
@@ -495,8 +524,8 @@ impl Node {
             }
             partition::Step::Fold(fold) => {
                 let (clock, wall) = (&mut self.clock, step.now.wall);
-                let folded =
-                    self.partitions[usize::from(turn)].fold(&mut step.txn, fold, || clock.tick(wall))?;
+                let folded = self.partitions[usize::from(turn)]
+                    .fold(&mut step.txn, fold, wall.0, || clock.tick(wall))?;
                 if let Some(applied) = folded {
                     self.committed(step, PartitionId(turn), &applied);
                 }
@@ -536,6 +565,7 @@ impl Node {
         }
         if applied_any {
             self.write_clock(step);
+            self.catch_up.repair_alarmed.remove(&id);
             self.context_changed(step.now.mono, id);
             self.review_lacks(step.now.mono, id);
             self.jobs_may_be_due(step.now, id);
@@ -579,10 +609,10 @@ impl Node {
         let own = self.replica();
         let seen = Dot { replica: own, counter: delta.deps.get(own) };
         self.check_own(step, id, seen)?;
-        let oldest_ms = self.oldest_request_ms(step.now);
+        let times = (step.now.wall.0, self.oldest_request_ms(step.now));
         let partition = &mut self.partitions[usize::from(id.0)];
         let before = partition.pending_bytes();
-        let received = partition.receive(&mut step.txn, delta, encoded, room, oldest_ms)?;
+        let received = partition.receive(&mut step.txn, delta, encoded, room, times)?;
         self.pending_bytes = self.pending_bytes + partition.pending_bytes() - before;
         match received {
             Received::Applied(all) => {
@@ -606,6 +636,7 @@ impl Node {
         let writer = applied.dots.last_dots().next().map(|dot| dot.replica);
         self.follow_clock(step, applied.hlc, writer);
         self.push_applied(step, id, applied);
+        self.log_grew(step.now.mono, applied);
     }
 
     /// A stamp came, maybe of this writer.
@@ -685,6 +716,7 @@ impl Machine for Node {
             self.jobs_at,
             self.repairs.deadline(),
             Some(self.requests_at),
+            Some(self.retention.deadline()),
         ];
         peers.into_iter().chain(others.into_iter().flatten()).min()
     }
@@ -705,6 +737,7 @@ impl Machine for Node {
         self.repairs_due(&mut step)?;
         self.jobs_due(&mut step)?;
         self.requests_due(&mut step)?;
+        self.retention_due(&mut step)?;
         self.settlings = Arc::clone(step.txn.settlings());
         Ok(())
     }

@@ -85,7 +85,7 @@ impl Place {
         self.wire >= 2
     }
 
-    /// Whether the peer knows state repair.
+    /// Whether the peer knows that a log may not reach back, and state repair.
     pub(crate) fn repairs(self) -> bool {
         self.wire >= 3
     }
@@ -113,6 +113,8 @@ pub(crate) struct Session {
     pub(crate) contexts: Bucket,
     /// Partitions in which the peer lacks so much that it is to ask.
     pub(crate) to_ask: BTreeSet<PartitionId>,
+    /// Where the log does not reach back to what the peer has, and when it was last told.
+    pub(crate) gone: BTreeMap<PartitionId, Mono>,
     /// Requests for others' deltas that are being answered.
     pub(crate) answers: BTreeMap<PartitionId, Answer>,
     /// When to go on with them.
@@ -168,6 +170,7 @@ impl Node {
             return;
         }
         let now = step.now.mono;
+        self.catch_up.gone.forget_peer(&name);
         peer.session = Some(Session {
             link,
             wire,
@@ -180,6 +183,7 @@ impl Node {
             hellos: Bucket::full(HELLO_BURST, now),
             contexts: Bucket::full(CONTEXTS_BURST, now),
             to_ask: BTreeSet::new(),
+            gone: BTreeMap::new(),
             answers: BTreeMap::new(),
             answer_at: None,
             answer_turn: PartitionId(0),
@@ -266,7 +270,9 @@ impl Node {
         message: Message,
     ) -> Result<Result<(), String>, StoreError> {
         let partition = match &message {
-            Message::Deltas { partition, .. } | Message::Want { partition, .. } => Some(*partition),
+            Message::Deltas { partition, .. }
+            | Message::Want { partition, .. }
+            | Message::Gone { partition } => Some(*partition),
             Message::Contexts { contexts, .. } => contexts.iter().map(|(partition, _)| *partition).max(),
             Message::Confirm(confirm) => confirm.holds.iter().map(|(partition, _)| *partition).max(),
             Message::Pull(pull) => Some(pull.partition),
@@ -289,6 +295,7 @@ impl Node {
                 }
             }
             Message::Want { partition, context } => self.serve_want(step.now.mono, name, partition, context),
+            Message::Gone { partition } => self.gone_said(step.now.mono, name, partition),
             Message::Confirm(confirm) => self.confirmed(step, name, &confirm)?,
             Message::Pull(pull) => return Ok(self.pulled(step, name, pull)),
             Message::State(state) => return self.part_came(step, name, state),

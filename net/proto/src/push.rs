@@ -15,7 +15,8 @@
 //! each, so that a long backlog of one partition does not hold up the others.
 //!
 //! The place of a peer that is behind is found from the contexts that the log carries: nothing is remembered about
-//! peers between links.
+//! peers between links. A peer that lacks own commits that the log does not hold any more is told so and not pushed to: it
+//! asks ([`crate::gone`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -96,7 +97,7 @@ impl Push {
         self.sent(id, sent, DELTA_BYTES_LEAST, now, resend_after_us);
     }
 
-    fn forget(&mut self, id: PartitionId) {
+    pub(crate) fn forget(&mut self, id: PartitionId) {
         if let Some(stream) = self.streams.remove(&id) {
             self.in_flight_bytes -= stream.in_flight.iter().map(|(_, size)| size).sum::<usize>();
         }
@@ -256,7 +257,7 @@ impl Node {
     /// Whether a partition's stream has not reached the end of the log and is to go on; finds its place if it has none.
     fn is_behind<S: StoreRead>(
         &mut self,
-        step: &Step<'_, S>,
+        step: &mut Step<'_, S>,
         name: &str,
         id: PartitionId,
     ) -> Result<bool, StoreError> {
@@ -278,17 +279,22 @@ impl Node {
             return Ok(false);
         }
         session.to_ask.remove(&id);
-        if let Some(stream) = session.push.streams.get(&id) {
+        let stream = session.push.streams.get(&id);
+        if let Some(stream) = stream.filter(|stream| stream.next >= partition.log_floor().first) {
             return Ok(stream.next <= log_last);
         }
-        let next = if acknowledged >= own_counter {
-            log_last + 1
-        } else {
-            partition.log_position(&step.txn, |context| context.get(own) <= acknowledged)?
+        // A stream that stood where the log was truncated goes on if what it has not looked at was others'.
+        let place = match sent >= own_counter {
+            true => Some(log_last + 1),
+            false => partition.own_log_position(&step.txn, sent)?,
         };
-        let stream =
-            Stream { next, sent: acknowledged, in_flight: VecDeque::new(), progress_at: step.now.mono };
-        session.push.streams.insert(id, stream);
+        let Some(next) = place else {
+            self.push_gone(step, name, id);
+            return Ok(false);
+        };
+        let now = step.now.mono;
+        let fresh = || Stream { next, sent, in_flight: VecDeque::new(), progress_at: now };
+        session.push.streams.entry(id).or_insert_with(fresh).next = next;
         Ok(next <= log_last)
     }
 

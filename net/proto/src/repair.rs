@@ -79,9 +79,14 @@ pub(crate) struct Repairs {
 }
 
 impl Repairs {
-    /// Whether the partition is being repaired, or is to be.
-    pub(crate) fn concern(&self, id: PartitionId) -> bool {
-        self.wanted.contains_key(&id) || self.asking.as_ref().is_some_and(|asking| asking.partition == id)
+    /// A partition is to be repaired from a peer, as soon as it is its turn.
+    pub(crate) fn want(&mut self, now: Mono, id: PartitionId, peer: &str) {
+        if self.asking.as_ref().is_none_or(|asking| asking.partition != id) {
+            self.wanted.insert(id, peer.to_string());
+            if self.asking.is_none() {
+                self.begin_at.get_or_insert(now);
+            }
+        }
     }
 
     fn next_reader(&mut self) -> ReaderId {

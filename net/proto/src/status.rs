@@ -24,6 +24,11 @@ pub struct Status {
     pub contexts: BTreeMap<PartitionId, VersionVector>,
     /// Bytes of deltas that wait for others that they depend on.
     pub pending_bytes: usize,
+    /// Bytes of log entries that it keeps, over all partitions.
+    pub log_bytes: u64,
+    /// When the oldest finished interval of its logs was finished, in milliseconds since 1970; `None` if none is kept or its
+    /// time is not known.
+    pub log_oldest_ms: Option<u64>,
     /// Its peers, as far as they were ever linked.
     pub peers: BTreeMap<String, PeerStatus>,
     /// Whether every peer is linked and has told exactly the contexts that this node has. With a peer that never was
@@ -63,6 +68,8 @@ impl Node {
             replica: self.replica(),
             partitions: self.config.partitions,
             pending_bytes: self.pending_bytes,
+            log_bytes: self.partitions.iter().map(|partition| partition.log_bytes()).sum(),
+            log_oldest_ms: self.partitions.iter().filter_map(|partition| partition.log_oldest_ms()).min(),
             converged: peers.values().all(even),
             contexts,
             peers,

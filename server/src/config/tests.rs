@@ -75,6 +75,8 @@ fn what_cannot_work_is_refused_by_name() {
         (&[("# answer_bytes = 16777216", "answer_bytes = 1")], "limits.answer_bytes"),
         (&[("# answers_bytes = 134217728", "answers_bytes = 1")], "limits.answers_bytes"),
         (&[("# cache_bytes = 268435456", "cache_bytes = 10")], "storage.cache_bytes"),
+        (&[("# log_bytes = 1073741824", "log_bytes = 1000")], "retention.log_bytes"),
+        (&[("# log_age_ms = 604800000", "log_age_ms = 1000")], "retention.log_age_ms"),
         (&[("# durability = \"fsync\"", "durability = \"none\"")], "durability"),
         (&[("# filter = \"info\"", "filter = \"a=b=c\"")], "log.filter"),
         (&[("# format = \"text\"", "format = \"xml\"")], "format"),

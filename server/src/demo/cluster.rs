@@ -204,6 +204,7 @@ impl Cluster {
             limits: Default::default(),
             clock: Default::default(),
             log: Default::default(),
+            retention: Default::default(),
             storage: Default::default(),
         };
         let options = StartOptions {

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use super::request::Query;
-use super::time::rfc3339_system;
+use super::time::{rfc3339, rfc3339_system};
 use super::{Api, respond};
 use crate::config::AddressClass;
 
@@ -34,6 +34,11 @@ struct ClusterBody {
     links: Vec<LinkBody>,
     /// Bytes of commits that wait for others that they depend on.
     pending_bytes: usize,
+    /// Bytes of the log's entries that this node keeps.
+    log_bytes: u64,
+    /// When the oldest of them were written, as far as is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_since: Option<String>,
     /// What this node has applied: by partition, the last counter of each replica. Empty partitions are left out.
     contexts: BTreeMap<u16, BTreeMap<String, u64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +143,8 @@ fn body(
         regions,
         nodes,
         pending_bytes: status.pending_bytes,
+        log_bytes: status.log_bytes,
+        log_since: status.log_oldest_ms.map(rfc3339),
         contexts: status.contexts.iter().map(|(id, context)| (id.0, context_body(context))).collect(),
         digests,
     }

@@ -14,6 +14,7 @@
 //! | `Send` | once synced | deltas, contexts (which acknowledge deltas, and ask for those missing) and answers to requests all claim what the node has applied |
 //! | `Close` | once synced | it follows what was sent on the link before |
 //! | `Alarm` | once synced | nobody is in a hurry, and what is new waits unless it is listed here |
+//! | `Trim` | once synced | a power cut that took back the log's floor must not find the entries above it gone |
 //!
 //! Reads of clients go to the store as it is written, synced or not: who was answered must find what it wrote.
 
@@ -31,6 +32,7 @@ use godwit_proto::{Input, LinkId, Node, Output, Reply};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::replies::Replies;
+use super::trim::Trimmer;
 
 /// Bytes of peers' frames that wait for the committer. A larger frame passes alone.
 pub const FRAME_ROOM_BYTES: u32 = 2 * 1024 * 1024;
@@ -122,17 +124,21 @@ async fn frame_room(frames: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaph
 pub(super) struct Sink {
     replies: Arc<Replies>,
     transport: Option<TransportHandle>,
+    trimmer: Trimmer,
     drift: RateLimit,
     pending: RateLimit,
+    gone: RateLimit,
 }
 
 impl Sink {
-    pub(super) fn new(replies: Arc<Replies>, transport: Option<TransportHandle>) -> Self {
+    pub(super) fn new(replies: Arc<Replies>, transport: Option<TransportHandle>, trimmer: Trimmer) -> Self {
         Self {
             replies,
             transport,
+            trimmer,
             drift: RateLimit::new(ALARM_LOG_INTERVAL),
             pending: RateLimit::new(ALARM_LOG_INTERVAL),
+            gone: RateLimit::new(ALARM_LOG_INTERVAL),
         }
     }
 
@@ -151,6 +157,16 @@ impl Sink {
                     node,
                     "two live processes run as this node: the later one is refused, stop one"
                 );
+            }
+            Alarm::LogGone { partition, peer } => {
+                if let Some(suppressed) = self.gone.pass() {
+                    tracing::error!(
+                        %partition,
+                        peer,
+                        suppressed,
+                        "a log does not reach back to what the other node has: deltas cannot bring it up to date"
+                    );
+                }
             }
             Alarm::PendingFull { partition } => {
                 if let Some(suppressed) = self.pending.pass() {
@@ -197,6 +213,7 @@ impl committer::Sink<Output> for Sink {
                 }
             }
             Output::Alarm(alarm) => self.alarm(&alarm),
+            Output::Trim { partition, first } => self.trimmer.trim(partition, first),
         }
     }
 }

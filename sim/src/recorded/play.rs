@@ -80,7 +80,7 @@ impl Replica {
             self.clock.observe(delta.hlc, Wall(0));
             let mut effects = Effects::<()>::default();
             let mut txn = Txn::new(&self.store, &mut effects.batch);
-            match self.partition.receive(&mut txn, delta, encoded.clone(), 0, 0).map_err(broken)? {
+            match self.partition.receive(&mut txn, delta, encoded.clone(), 0, (0, 0)).map_err(broken)? {
                 Received::Applied(_) => self.applied += 1,
                 other => return Err(PlayError(format!("a delta of commit {at} is not applied: {other:?}"))),
             }

@@ -87,6 +87,7 @@ impl World {
                     self.tell_watcher(Told::Answered(request, reply))
                 }
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
+                Output::Trim { partition, first } => self.nodes[i].disk.trim(partition, first),
                 Output::Read { reader, fresh, read, sizes } => {
                     let life = self.nodes[i].life;
                     self.read_asked(Read { node: i, life, reader, fresh, read, sizes });

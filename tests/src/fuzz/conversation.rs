@@ -124,6 +124,7 @@ pub fn conversation(bytes: &[u8]) {
         pending_bytes_max: PENDING_MAX,
         sizes: Sizes {
             checkpoint_entries: *from.pick(&[2, 1, 1024]),
+            checkpoint_bytes: 300,
             clear_rows: *from.pick(&[256, 0, 1]),
             sweep_rows: 2,
         },

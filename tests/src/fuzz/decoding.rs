@@ -76,7 +76,7 @@ fn taken(delta: &Delta, encoded: &EncodedDelta, clear_rows: usize) {
     for again in 0..2 {
         let mut batch = Batch::default();
         let mut txn = Txn::new(&store, &mut batch);
-        let received = partition.receive(&mut txn, delta.clone(), encoded.clone(), 1 << 20, 0);
+        let received = partition.receive(&mut txn, delta.clone(), encoded.clone(), 1 << 20, (0, 0));
         match received.expect("a sound store") {
             Received::Applied(applied) => assert_eq!((again, applied.len()), (0, 1)),
             Received::Duplicate => assert_eq!(again, 1),

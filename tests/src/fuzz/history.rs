@@ -68,7 +68,7 @@ impl Replica {
         let delta = Delta::decode(encoded).expect("what was made is read");
         self.with(|partition, txn, clock| {
             clock.observe(delta.hlc, Wall(0));
-            partition.receive(txn, delta, encoded.clone(), usize::MAX, 0).expect("a sound store")
+            partition.receive(txn, delta, encoded.clone(), usize::MAX, (0, 0)).expect("a sound store")
         })
     }
 
@@ -101,7 +101,7 @@ impl Replica {
     pub(super) fn work(&mut self) -> Option<EncodedDelta> {
         self.with(|partition, txn, clock| {
             let Step::Fold(fold) = partition.work(txn).expect("a sound store") else { return None };
-            let folded = partition.fold(txn, fold, || clock.tick(Wall(0))).expect("a sound store");
+            let folded = partition.fold(txn, fold, 0, || clock.tick(Wall(0))).expect("a sound store");
             folded.map(|applied| applied.encoded)
         })
     }

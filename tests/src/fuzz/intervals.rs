@@ -21,6 +21,7 @@ pub fn intervals(bytes: &[u8]) {
     let from = &mut Choices::new(bytes);
     let mut world = World::new(Sizes {
         checkpoint_entries: 4,
+        checkpoint_bytes: 1024,
         clear_rows: *from.pick(&[256, 0, 1, 2]),
         sweep_rows: *from.pick(&[1, 2, 1024]),
     });

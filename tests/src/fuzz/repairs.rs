@@ -47,6 +47,7 @@ pub fn repairs(bytes: &[u8]) {
     let from = &mut Choices::new(bytes);
     let mut world = World::new(Sizes {
         checkpoint_entries: 4,
+        checkpoint_bytes: 1024,
         clear_rows: *from.pick(&[256, 0, 1, 2]),
         sweep_rows: *from.pick(&[1, 2, 1024]),
     });
@@ -150,7 +151,7 @@ fn step(world: &mut World, at: usize, mut repair: Repair, from: &mut Choices<'_>
         }
         Stage::Settle => {
             let Repair { asked, theirs, .. } = repair;
-            let settled = replica.with(|partition, txn, _| partition.settle(txn, asked, theirs, 0));
+            let settled = replica.with(|partition, txn, _| partition.settle(txn, asked, theirs, (0, 0)));
             settled.expect("a sound store").expect("few replicas");
             return None;
         }

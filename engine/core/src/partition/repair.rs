@@ -137,7 +137,7 @@ impl Partition {
         txn: &mut Txn<'_, S>,
         asked: VersionVector,
         theirs: VersionVector,
-        oldest_ms: u64,
+        times: (u64, u64),
     ) -> Result<Result<Vec<Applied>, CodecError>, StoreError> {
         assert!(self.meta.context.covers_all(&asked), "a node has what it had when it asked");
         let before = self.meta.context.clone();
@@ -157,7 +157,7 @@ impl Partition {
         self.note(txn, Some(settling));
         self.has_jobs = true;
         self.has_staged = true;
-        self.apply_pending(txn, oldest_ms).map(Ok)
+        self.apply_pending(txn, times).map(Ok)
     }
 
     /// Moves some of what counts to its place. Tells whether that is all.
@@ -305,8 +305,4 @@ fn move_one(
         (_, Some(_)) => Some(true),
         _ => None,
     })
-}
-
-impl Partition {
-    fn log_jumped<S: StoreRead>(&mut self, _txn: &mut Txn<'_, S>, _context: &VersionVector) {}
 }

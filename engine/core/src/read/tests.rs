@@ -223,7 +223,7 @@ impl Replica {
     fn receive(&mut self, delta: Delta) {
         let mut batch = Batch::default();
         let encoded = delta.encode();
-        let received = self.1.receive(&mut Txn::new(&self.0, &mut batch), delta, encoded, usize::MAX, 0);
+        let received = self.1.receive(&mut Txn::new(&self.0, &mut batch), delta, encoded, usize::MAX, (0, 0));
         assert!(matches!(received, Ok(Received::Applied(_))));
         self.0.commit(batch);
     }

@@ -34,7 +34,7 @@ pub(super) fn encode(message: &Message) -> Option<Vec<u8>> {
             Message1::Deltas { partition, deltas, ends_want }
         }
         Message::Want { partition, context } => Message1::Want { partition, context },
-        Message::Confirm(_) | Message::Pull(_) | Message::State(_) => return None,
+        Message::Confirm(_) | Message::Gone { .. } | Message::Pull(_) | Message::State(_) => return None,
     };
     Some(codec::encode(VERSION, &message))
 }

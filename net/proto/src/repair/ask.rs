@@ -118,14 +118,6 @@ impl Asking {
 const RETRY_US: u64 = 2_000_000;
 
 impl Node {
-    /// A partition is to be repaired from a peer, as soon as it is its turn.
-    pub(crate) fn repair_wanted(&mut self, now: Mono, id: PartitionId, peer: &str) {
-        if !self.repairs.concern(id) {
-            self.repairs.wanted.insert(id, peer.to_string());
-            self.repairs.begin_at.get_or_insert(now);
-        }
-    }
-
     /// Goes on with the repair that is asked for, or begins the next one.
     pub(super) fn asking_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         let now = step.now.mono;
@@ -524,11 +516,11 @@ impl Node {
         let (id, own) = (asking.partition, self.replica());
         self.check_own(step, id, Dot { replica: own, counter: asking.theirs.get(own) })?;
         step.outputs.push(Output::EndRead { reader: asking.reader });
-        let oldest_ms = self.oldest_request_ms(step.now);
+        let times = (step.now.wall.0, self.oldest_request_ms(step.now));
         let writer = asking.theirs.iter().next().map(|dot| dot.replica);
         let partition = &mut self.partitions[usize::from(id.0)];
         let before = partition.pending_bytes();
-        let joined = partition.settle(&mut step.txn, asking.asked, asking.theirs, oldest_ms)?;
+        let joined = partition.settle(&mut step.txn, asking.asked, asking.theirs, times)?;
         self.pending_bytes = self.pending_bytes + partition.pending_bytes() - before;
         match joined {
             Ok(applied) => {
