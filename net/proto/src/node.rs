@@ -714,7 +714,7 @@ impl Machine for Node {
             self.next_catch_up_deadline(),
             self.incarnation.deadline(),
             self.jobs_at,
-            self.repairs.deadline(),
+            self.repairs.deadline(self.config.tuning.repair_window_bytes),
             Some(self.requests_at),
             Some(self.retention.deadline()),
         ];

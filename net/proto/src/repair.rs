@@ -105,8 +105,8 @@ impl Repairs {
         self.read_at.unwrap_or(Mono(0))
     }
 
-    pub(crate) fn deadline(&self) -> Option<Mono> {
-        let serving = self.serving.values().map(|serving| serving.deadline(self.read_at()));
+    pub(crate) fn deadline(&self, window_bytes: usize) -> Option<Mono> {
+        let serving = self.serving.values().map(|serving| serving.deadline(self.read_at(), window_bytes));
         let asking = self.asking.as_ref().map(|asking| asking.deadline(self.read_at()));
         serving.chain(asking).chain(self.begin_at).min()
     }

@@ -26,7 +26,6 @@ pub(crate) struct Serving {
     /// Of the snapshot; known after its first read.
     theirs: VersionVector,
     pub(crate) reader: ReaderId,
-    is_open: bool,
     is_reading: bool,
     stream: Stream,
     /// Grows while rows are read, and is then cut to what the number of rows asks for.
@@ -71,13 +70,14 @@ impl Stream {
 
 impl Serving {
     /// When it is to be looked at again.
-    pub(crate) fn deadline(&self, read_at: Mono) -> Mono {
+    pub(crate) fn deadline(&self, read_at: Mono, window_bytes: usize) -> Mono {
         let given_up = self.heard_at.plus_us(LINGER_US);
-        if self.may_read() { read_at.min(given_up) } else { given_up }
+        if self.may_read(window_bytes) { read_at.min(given_up) } else { given_up }
     }
 
-    fn may_read(&self) -> bool {
-        self.is_open && !self.is_reading && self.stream.after.is_some()
+    fn may_read(&self, window_bytes: usize) -> bool {
+        let has_room = self.stream.in_flight_bytes < window_bytes;
+        has_room && !self.is_reading && self.stream.after.is_some()
     }
 }
 
@@ -131,7 +131,6 @@ impl Node {
             asked,
             theirs: VersionVector::new(),
             reader: self.repairs.next_reader(),
-            is_open: true,
             is_reading: false,
             stream: Stream::new(0, None),
             tree: Tree::new(self.config.tuning.repair_tree_bits),
@@ -224,11 +223,8 @@ impl Node {
             return;
         }
         let (sizes, window) = (self.read_sizes(), self.config.tuning.repair_window_bytes);
-        for serving in self.repairs.serving.values_mut().filter(|serving| serving.may_read()) {
+        for serving in self.repairs.serving.values_mut().filter(|serving| serving.may_read(window)) {
             let Some(after) = serving.stream.after.clone() else { continue };
-            if serving.stream.in_flight_bytes >= window {
-                continue;
-            }
             serving.is_reading = true;
             let wanted = match &serving.stream.leaves {
                 None => Wanted::Missing,
