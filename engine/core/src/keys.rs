@@ -216,6 +216,19 @@ pub fn parse_request_at(key: &[u8]) -> Result<(u64, Vec<u8>), CodecError> {
     Ok((be_u64(millis), [&[0], &key[9..]].concat()))
 }
 
+/// The parts of a key made by [`request`].
+pub fn parse_request(key: &[u8]) -> Result<(Namespace, [u8; 16], PartitionId), CodecError> {
+    let parts = key.get(1..).and_then(|rest| rest.split_at_checked(rest.len().checked_sub(19)?));
+    let Some((name, &[0, ref tail @ ..])) = parts else {
+        return Err(malformed("a request's key is too short"));
+    };
+    let name = std::str::from_utf8(name).map_err(|_| malformed("a name that is no UTF-8"))?;
+    let namespace = Namespace::new(name).map_err(|error| malformed(&error.to_string()))?;
+    let mut id = [0; 16];
+    id.copy_from_slice(&tail[..16]);
+    Ok((namespace, id, PartitionId(u16::from_be_bytes([tail[16], tail[17]]))))
+}
+
 /// The first bytes of all keys made by [`request_at`].
 pub const REQUESTS_BY_TIME: &[u8] = &[1];
 
@@ -402,11 +415,21 @@ mod tests {
         }
 
         #[test]
+        fn a_request_comes_back(millis: u64, id: [u8; 16], partition: u16) {
+            let (namespace, partition) = (Namespace::new("ns").unwrap(), PartitionId(partition));
+            let name = request(&namespace, &id, partition);
+            let by_time = request_at(millis, &namespace, &id, partition);
+            prop_assert_eq!(parse_request_at(&by_time), Ok((millis, name.clone())));
+            prop_assert_eq!(parse_request(&name), Ok((namespace, id, partition)));
+        }
+
+        #[test]
         fn junk_never_panics(key: Vec<u8>, value: Vec<u8>) {
             let _ = parse_row(&[], &key, &value);
             let _ = log_index(&key);
             let _ = parse_type_prefix(&key);
             let _ = parse_request_at(&key);
+            let _ = parse_request(&key);
             let _ = parse_row_key(&key);
             let _ = row_dot(&key, &value);
         }

@@ -250,7 +250,8 @@ impl Partition {
             return Err(CommitError::Empty);
         };
         if let Some(id) = terms.request
-            && let Some(known) = requests::find(txn, &namespace, &id.key, self.id, oldest_ms)?
+            && let Some(known) =
+                requests::find(txn, &namespace, &id.key, self.id, &self.meta.context, oldest_ms)?
         {
             return match known.asked == id.asked {
                 true => Ok(Committed::Repeated(known.commit)),
@@ -281,7 +282,7 @@ impl Partition {
         if records.is_empty() {
             if let Some(id) = terms.request {
                 let known = Known::new(id, None, now_ms);
-                requests::remember(txn, &namespace, &id.key, self.id, &known, oldest_ms)?;
+                requests::remember(txn, &namespace, &id.key, self.id, &known, &self.meta.context, oldest_ms)?;
             }
             return Ok(Committed::Unchanged);
         }
@@ -505,7 +506,7 @@ impl Partition {
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {
             let Request { namespace, id, dot, hlc } = request;
             let known = Known::new(*id, Some((*dot, *hlc)), hlc.millis());
-            requests::remember(txn, namespace, &id.key, self.id, &known, oldest_ms)?;
+            requests::remember(txn, namespace, &id.key, self.id, &known, place.before, oldest_ms)?;
         }
         for dot in delta.dots.last_dots() {
             if dot.replica != self.replica && !self.meta.context.covers(dot) {

@@ -3,6 +3,8 @@
 //! Invariant: an entry is written in the batch that applies its commit, here or from a peer, so after any crash either
 //! both are there or neither. A commit that changed nothing leaves an entry as well: its retry changes nothing either.
 //!
+//! An entry that a repair brought ([`crate::repair`]) may be there before its commit: it does not count until that is applied.
+//!
 //! An entry holds for a window of time; then it is dropped. (The increments made under the key stay: see
 //! [`crate::types::keyed`].)
 
@@ -11,7 +13,7 @@ use std::ops::ControlFlow;
 use bincode::{Decode, Encode};
 
 use crate::codec;
-use crate::context::Dot;
+use crate::context::{Dot, VersionVector};
 use crate::delta::RequestKey;
 use crate::ids::{Namespace, PartitionId};
 use crate::keys;
@@ -19,6 +21,17 @@ use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
 const ENTRY_VERSION: u8 = 1;
+
+/// An entry on its way to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Sent {
+    /// The namespace in which the key counts.
+    pub namespace: Namespace,
+    /// Half of the key's digest.
+    pub key: [u8; 16],
+    /// The commit made under it.
+    pub known: Known,
+}
 
 /// A commit made under a key.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -36,6 +49,10 @@ impl Known {
     pub fn new(id: RequestKey, commit: Option<(Dot, Hlc)>, at_ms: u64) -> Self {
         Self { asked: id.asked, commit, at_ms }
     }
+
+    fn counts(&self, context: &VersionVector, oldest_ms: u64) -> bool {
+        self.at_ms >= oldest_ms && self.commit.is_none_or(|(dot, _)| context.covers(dot))
+    }
 }
 
 /// The commit made under a key within the window, if there is one.
@@ -44,24 +61,26 @@ pub fn find(
     namespace: &Namespace,
     key: &[u8; 16],
     partition: PartitionId,
+    context: &VersionVector,
     oldest_ms: u64,
 ) -> Result<Option<Known>, StoreError> {
     let found = read(store, &keys::request(namespace, key, partition))?;
-    Ok(found.filter(|known| known.at_ms >= oldest_ms))
+    Ok(found.filter(|known| known.counts(context, oldest_ms)))
 }
 
-/// Remembers a commit. Of two the first stays, unless its window has ended.
+/// Remembers a commit. Of two the first stays, unless its window has ended or it is not applied where the context is.
 pub fn remember<S: StoreRead>(
     txn: &mut Txn<'_, S>,
     namespace: &Namespace,
     key: &[u8; 16],
     partition: PartitionId,
     known: &Known,
+    context: &VersionVector,
     oldest_ms: u64,
 ) -> Result<(), StoreError> {
     let name = keys::request(namespace, key, partition);
     if let Some(before) = read(txn, &name)? {
-        if before.at_ms >= oldest_ms {
+        if before.counts(context, oldest_ms) {
             return Ok(());
         }
         txn.delete(Family::Requests, keys::request_at(before.at_ms, namespace, key, partition));
@@ -98,6 +117,38 @@ pub fn expire<S: StoreRead>(txn: &mut Txn<'_, S>, oldest_ms: u64, most: usize) -
         txn.delete(Family::Requests, name);
     }
     Ok(more)
+}
+
+/// Finds entries of a partition's commits that the first context covers and the second does not, after a key of their order
+/// of time: those among the next `most`. Tells after which key to go on, if there are more.
+pub fn beyond(
+    store: &impl StoreRead,
+    partition: PartitionId,
+    (has, lacks): (&VersionVector, &VersionVector),
+    after: &[u8],
+    most: usize,
+) -> Result<(Vec<Sent>, Option<Vec<u8>>), StoreError> {
+    let damaged = || StoreError::damaged("requests");
+    let from = if after.is_empty() { keys::REQUESTS_BY_TIME.to_vec() } else { [after, &[0]].concat() };
+    let (mut names, mut looked_at, mut upto) = (Vec::new(), 0, None);
+    store.scan(Family::Requests, &from, &keys::after_prefix(keys::REQUESTS_BY_TIME), &mut |key, _| {
+        if key.ends_with(&partition.0.to_be_bytes()) {
+            names.push(keys::parse_request_at(key));
+        }
+        looked_at += 1;
+        upto = (looked_at >= most).then(|| key.to_vec());
+        if looked_at < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    let mut sent = Vec::new();
+    for name in names {
+        let (_, name) = name.map_err(damaged())?;
+        let (namespace, key, _) = keys::parse_request(&name).map_err(damaged())?;
+        let Some(known) = read(store, &name)? else { continue };
+        if known.commit.is_some_and(|(dot, _)| has.covers(dot) && !lacks.covers(dot)) {
+            sent.push(Sent { namespace, key, known });
+        }
+    }
+    Ok((sent, upto))
 }
 
 fn read(store: &impl StoreRead, name: &[u8]) -> Result<Option<Known>, StoreError> {

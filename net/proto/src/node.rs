@@ -379,7 +379,7 @@ pub struct Node {
     pub(crate) retention: Retention,
     /// Bytes of deltas that wait, over all partitions.
     pub(crate) pending_bytes: usize,
-    clock: HlcClock,
+    pub(crate) clock: HlcClock,
     /// The partitions in which rows of a repair count and have not been moved to their places.
     settlings: Arc<Settlings>,
 }

@@ -137,7 +137,7 @@ fn in_a_store(bytes: &[u8]) {
         let _ = FieldState::read(&store, &range);
         let _ = read::record(&store, 1, &record, ReadLimits::NONE);
         let _ = read::size(&store, 1, &record, &field);
-        let _ = requests::find(&store, &record.namespace, &[0; 16], HOME, 0);
+        let _ = requests::find(&store, &record.namespace, &[0; 16], HOME, &VersionVector::new(), 0);
         let _ = digest::partition(&store, HOME, &VersionVector::new());
         let mut partition = Partition::open(&store, HOME, ReplicaId(1)).expect("nothing of it is damaged");
         let mut batch = Batch::default();

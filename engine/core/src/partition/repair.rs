@@ -13,6 +13,7 @@ use crate::fields::FieldState;
 use crate::ids::RecordId;
 use crate::keys;
 use crate::repair::{Choice, Settling, Settlings, Staged, staged_dot};
+use crate::requests::{self, Sent};
 use crate::row::{FieldType, Row, RowValue};
 use crate::store::{Batch, Entry, Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
@@ -73,6 +74,25 @@ impl Partition {
             txn.put(Family::Staged, key, Staged::Row(value).encode());
         }
         Ok(())
+    }
+
+    /// Keeps idempotency keys of commits that a peer sends the rows of: they count when those do.
+    pub fn foresee<S: StoreRead>(
+        &mut self,
+        txn: &mut Txn<'_, S>,
+        (asked, theirs): (&VersionVector, &VersionVector),
+        sent: Vec<Sent>,
+        oldest_ms: u64,
+    ) -> Result<Result<(), CodecError>, StoreError> {
+        let fits =
+            |sent: &Sent| sent.known.commit.is_some_and(|(dot, _)| theirs.covers(dot) && !asked.covers(dot));
+        if !sent.iter().all(fits) {
+            return Ok(Err(CodecError::Malformed("an idempotency key that was not asked for".into())));
+        }
+        for Sent { namespace, key, known } in sent {
+            requests::remember(txn, &namespace, &key, self.id, &known, &self.meta.context, oldest_ms)?;
+        }
+        Ok(Ok(()))
     }
 
     /// Takes note that the peer has rows of this node no more, by key and counter.

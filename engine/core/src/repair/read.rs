@@ -17,10 +17,14 @@ use crate::fields::FieldState;
 use crate::ids::PartitionId;
 use crate::keys;
 use crate::partition::stored_context;
+use crate::requests::{self, Sent};
 use crate::store::{Entry, Family, StoreError, StoreRead};
 
 /// The most bits by which a tree divides rows: 2^20 leaves, 8 MiB while a repair lasts.
 pub const TREE_BITS_MAX: u8 = 20;
+
+/// What the places of idempotency keys begin with: after those of all rows.
+const REQUESTS: &[u8] = &[u8::MAX];
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +46,8 @@ pub struct RepairRead {
 /// What a read is to find among the live rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// Rows that the asker does not cover, and the hashes of all that both cover.
+    /// Rows that the asker does not cover, and the hashes of all that both cover; then the idempotency keys of commits that the
+    /// asker does not cover.
     Missing,
     /// The hashes of all that both cover.
     Hashes,
@@ -94,6 +99,8 @@ pub struct Found {
     pub upto: Option<Vec<u8>>,
     /// Rows.
     pub rows: Vec<Entry>,
+    /// Idempotency keys of commits that the asker does not cover.
+    pub requests: Vec<Sent>,
     /// Hashes.
     pub hashes: Vec<u64>,
     /// Keys and counters of rows that are not listed.
@@ -114,10 +121,19 @@ pub fn run(store: &impl StoreRead, read: &RepairRead, sizes: ReadSizes) -> Resul
         context: stored_context(store, read.partition)?,
         upto: None,
         rows: Vec::new(),
+        requests: Vec::new(),
         hashes: Vec::new(),
         unlisted: Vec::new(),
         bytes_read: 0,
     };
+    if let Some(after) = read.after.strip_prefix(REQUESTS) {
+        let contexts = (&found.context, &read.asked);
+        let (requests, upto) = requests::beyond(store, read.partition, contexts, after, sizes.rows)?;
+        found.bytes_read = requests.len() * size_of::<Sent>();
+        found.requests = requests;
+        found.upto = upto.map(|upto| [REQUESTS, &upto].concat());
+        return Ok(found);
+    }
     let all = keys::partition_prefix(read.partition);
     let from = if read.after.is_empty() { all.clone() } else { [read.after.as_slice(), &[0]].concat() };
     let mut dead = DeadRows::open(store, &all)?;
@@ -144,7 +160,13 @@ pub fn run(store: &impl StoreRead, read: &RepairRead, sizes: ReadSizes) -> Resul
         }
         ControlFlow::Continue(())
     })?;
-    outcome.map(|()| found)
+    outcome?;
+    if found.upto.is_none() && read.wanted == Wanted::Missing {
+        let by_time = (keys::REQUESTS_BY_TIME, keys::after_prefix(keys::REQUESTS_BY_TIME));
+        let are_there = store.first(Family::Requests, by_time.0, &by_time.1)?.is_some();
+        found.upto = are_there.then(|| REQUESTS.to_vec());
+    }
+    Ok(found)
 }
 
 /// Takes a live row into what is found, by its bytes.

@@ -4,7 +4,9 @@ use bincode::{Decode, Encode};
 use godwit_core::codec::CodecError;
 use godwit_core::context::VersionVector;
 use godwit_core::ids::PartitionId;
+use godwit_core::requests::Sent;
 use godwit_core::store::Entry;
+use godwit_core::time::Hlc;
 
 use super::MAX_MESSAGE_BYTES;
 
@@ -82,8 +84,12 @@ pub enum Part {
         after: Vec<u8>,
         /// The key up to which they are all; `None`: there are no more.
         upto: Option<Vec<u8>>,
+        /// What the sender's clock said at most by then.
+        clock: Hlc,
         /// The rows.
         rows: Rows,
+        /// Idempotency keys of commits that the asker lacks: after all rows.
+        requests: Vec<Sent>,
         /// At the end, the tree of what both know of.
         tree: Option<Root>,
     },

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use godwit_core::context::{Dot, VersionVector};
 use godwit_core::ids::PartitionId;
 use godwit_core::repair::{Found, Leaves, Listed, RepairRead, TREE_BITS_MAX, Wanted};
-use godwit_core::store::{StoreError, StoreRead};
+use godwit_core::requests::Sent;
+use godwit_core::store::{Entry, StoreError, StoreRead};
 use godwit_core::time::{Hlc, Mono};
 
 use super::{LEAVES_MAX, LEVEL_BITS, LINGER_US, NODES_MAX, Tree, hash_key};
@@ -271,12 +272,14 @@ impl Node {
                 self.give_up(step, "the peer does not know the repair any more");
                 Ok(Ok(()))
             }
-            Part::Rows { theirs, after, upto, rows, tree } => {
+            Part::Rows { theirs, after, upto, clock, rows, requests, tree } => {
                 let rows = match rows.unpack() {
                     Ok(rows) => rows,
                     Err(error) => return Ok(Err(format!("rows of a repair are refused: {error}"))),
                 };
-                self.rows_came(step, (after, upto), theirs, rows, tree)
+                let Some(asking) = &mut self.repairs.asking else { return Ok(Ok(())) };
+                asking.hlc = asking.hlc.max(clock);
+                self.rows_came(step, (after, upto), theirs, (rows, requests), tree)
             }
             Part::Nodes { depth, positions, sums } => self.nodes_came(step, depth, &positions, &sums),
             Part::List { stream, after, upto, hashes } => {
@@ -291,10 +294,11 @@ impl Node {
         step: &mut Step<'_, S>,
         (after, upto): (Vec<u8>, Option<Vec<u8>>),
         theirs: VersionVector,
-        rows: Vec<godwit_core::store::Entry>,
+        (rows, requests): (Vec<Entry>, Vec<Sent>),
         tree: Option<Root>,
     ) -> Result<Result<(), String>, StoreError> {
         let partitions = self.config.partitions;
+        let oldest_ms = self.oldest_request_ms(step.now);
         let Some(asking) = &mut self.repairs.asking else { return Ok(Ok(())) };
         if !matches!(&asking.stage, Stage::Rows(at) if *at == after) {
             return Ok(Ok(()));
@@ -322,6 +326,10 @@ impl Node {
             Ok(checked) => checked,
             Err(error) => return refused(&error.to_string()),
         };
+        let contexts = (&asking.asked, &asking.theirs);
+        if let Err(error) = partition.foresee(&mut step.txn, contexts, requests, oldest_ms)? {
+            return refused(&error.to_string());
+        }
         asking.hlc = asking.hlc.max(checked.hlc);
         asking.rows += count;
         asking.heard_at = step.now.mono;

@@ -263,7 +263,9 @@ impl Node {
                 Root { bits, sum: serving.tree.sum(0, 0).to_be_bytes() }
             });
             let theirs = serving.theirs.clone();
-            Part::Rows { theirs, after, upto: found.upto.clone(), rows: Rows::pack(found.rows), tree }
+            let (clock, rows) = (self.clock.last(), Rows::pack(found.rows));
+            let upto = found.upto.clone();
+            Part::Rows { theirs, after, upto, clock, rows, requests: found.requests, tree }
         } else {
             let hashes = found.hashes.into_iter().map(u64::to_be_bytes).collect();
             Part::List { stream: serving.stream.number, after, upto: found.upto.clone(), hashes }
