@@ -22,7 +22,7 @@ const SYNC_EVERY_US: u64 = 10_000;
 pub type Faults = BTreeMap<&'static str, u64>;
 
 /// Every kind that a run can meet, in the order of reports.
-pub const KINDS: [&str; 23] = [
+pub const KINDS: [&str; 27] = [
     "link cut",
     "link cut one way",
     "connection idle too long",
@@ -46,6 +46,10 @@ pub const KINDS: [&str; 23] = [
     "acknowledged commit lost",
     "clock set",
     "clock drifts",
+    "log truncated",
+    "state repaired",
+    "row dropped by a repair",
+    "repair given up",
 ];
 
 /// What troubles a process or its disk.

@@ -327,6 +327,17 @@ pub enum Alarm {
         /// The partition.
         partition: PartitionId,
     },
+    /// A partition's state was repaired from a peer.
+    Repaired {
+        /// The partition.
+        partition: PartitionId,
+        /// From whom.
+        peer: String,
+        /// Rows that came.
+        rows: u64,
+        /// Rows of this node that the peer had no more.
+        dropped: u64,
+    },
     /// The repair of a partition's state was given up; it will be tried again.
     RepairGivenUp {
         /// The partition.

@@ -4,6 +4,7 @@
 //! `durability = "os"` the batch must be written, and answers do not wait for its sync ([`crate::faults`]).
 
 use godwit_proto::Output;
+use godwit_proto::node::Alarm;
 
 use crate::judge::Outcome;
 use crate::network::pair;
@@ -87,13 +88,26 @@ impl World {
                     self.tell_watcher(Told::Answered(request, reply))
                 }
                 Output::Reply { request, reply } => self.answered(i, request, &reply)?,
-                Output::Trim { partition, first } => self.nodes[i].disk.trim(partition, first),
+                Output::Trim { partition, first } => {
+                    self.met("log truncated");
+                    self.nodes[i].disk.trim(partition, first);
+                }
                 Output::Read { reader, fresh, read, sizes } => {
                     let life = self.nodes[i].life;
                     self.read_asked(Read { node: i, life, reader, fresh, read, sizes });
                 }
                 Output::EndRead { reader } => self.read_ended(i, reader),
-                Output::Alarm(alarm) => self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}")),
+                Output::Alarm(alarm) => {
+                    match &alarm {
+                        Alarm::Repaired { dropped, .. } => {
+                            self.met("state repaired");
+                            (0..*dropped).for_each(|_| self.met("row dropped by a repair"));
+                        }
+                        Alarm::RepairGivenUp { .. } => self.met("repair given up"),
+                        _ => {}
+                    }
+                    self.trace.line(self.now_us, format_args!("n{i} alarm {alarm:?}"));
+                }
             }
         }
         Ok(())

@@ -48,6 +48,8 @@ pub(crate) struct Asking {
     /// When what is waited for was last asked for.
     asked_at: Mono,
     rows: u64,
+    /// Rows of this node that the other side has no more.
+    dropped: u64,
 }
 
 #[derive(Debug)]
@@ -192,6 +194,7 @@ impl Node {
             heard_at: now,
             asked_at: now,
             rows: 0,
+            dropped: 0,
         });
         self.ask(step, false);
         Ok(())
@@ -418,6 +421,7 @@ impl Node {
                 let ends = upto.is_none();
                 *after = upto.unwrap_or_default();
                 self.repairs.rows_dropped += found.unlisted.len() as u64;
+                asking.dropped += found.unlisted.len() as u64;
                 let partition = &mut self.partitions[usize::from(asking.partition.0)];
                 partition.stage_drops(&mut step.txn, found.unlisted)?;
                 if ends { self.list_next(step) } else { self.asking_due(step) }
@@ -535,6 +539,9 @@ impl Node {
                 self.follow_clock(step, asking.hlc, writer);
                 applied.iter().for_each(|applied| self.applied_remote(step, id, applied));
                 self.repairs.done += 1;
+                let (rows, dropped, peer) = (asking.rows, asking.dropped, asking.peer);
+                let repaired = Alarm::Repaired { partition: id, peer, rows, dropped };
+                step.outputs.push(Output::Alarm(repaired));
             }
             Err(_) => self.repairs.given_up += 1,
         }
