@@ -18,8 +18,10 @@ use godwit_net::{LinkClass, PeerAddress, PeerConfig, TlsError, TlsIdentity, Tran
 use godwit_proto::message::MAX_MESSAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
+mod repair;
 mod retention;
 
+pub use repair::RepairSection;
 pub use retention::RetentionSection;
 
 /// The most bytes of a node's or region's name: a DNS label.
@@ -55,6 +57,9 @@ pub struct Config {
     /// How much of the replication log is kept.
     #[serde(default)]
     pub retention: RetentionSection,
+    /// Repairs from peers whose logs do not reach back.
+    #[serde(default)]
+    pub repair: RepairSection,
     /// RocksDB.
     #[serde(default)]
     pub storage: StorageSection,
@@ -360,6 +365,7 @@ impl Config {
         }
         self.limits.validate()?;
         self.retention.validate()?;
+        self.repair.validate()?;
         if self.storage.cache_bytes < MIB {
             return Err(setting(
                 "storage.cache_bytes",

@@ -40,14 +40,16 @@ use crate::http::{self, HttpServer};
 mod driver;
 mod gate;
 mod handle;
+mod reader;
 mod replies;
 mod trim;
 
 pub use driver::FRAME_ROOM_BYTES;
-pub use handle::{CommitFailure, Committed, NodeHandle, ReadFailure, Stopped};
+pub use handle::{CommitFailure, Committed, NodeHandle, ReadFailure, Stopped, StoreView};
 
 use driver::{Metered, Sink, Submission};
 use gate::StoreGate;
+use reader::Reader;
 use replies::Replies;
 use trim::Trimmer;
 
@@ -126,6 +128,7 @@ pub struct RunningNode {
     http_addr: SocketAddr,
     committer: CommitterHandle<Submission>,
     links: Option<Links>,
+    reads: JoinHandle<()>,
     gate: Arc<StoreGate>,
 }
 
@@ -163,9 +166,12 @@ impl RunningNode {
         }
         let (transport, events): (Option<TransportHandle>, Option<EventReceiver>) = links.unzip();
         let replies = Arc::new(Replies::default());
-        let sink = Sink::new(Arc::clone(&replies), transport.clone(), Trimmer::spawn(store.clone())?);
+        let (reader, found) = Reader::spawn(store.clone())?;
+        let trimmer = Trimmer::spawn(store.clone())?;
+        let sink = Sink::new(Arc::clone(&replies), transport.clone(), trimmer, reader);
         let committer =
             Committer::spawn(Metered::new(node), store.clone(), sink, CommitterOptions::default())?;
+        let reads = tokio::spawn(reader::hand_in(found, committer.clone()));
         let links = transport.zip(events).map(|(transport, events)| {
             let pump = tokio::spawn(driver::pump(events, committer.clone()));
             Links { transport, pump }
@@ -183,7 +189,7 @@ impl RunningNode {
             transport,
         );
         let http = http::serve(handle.clone(), listener, config.limits.connections)?;
-        let running = Self { handle, http, http_addr, committer, links, gate };
+        let running = Self { handle, http, http_addr, committer, links, reads, gate };
         running.announce(&config);
         Ok(running)
     }
@@ -227,6 +233,9 @@ impl RunningNode {
             }
         }
         let outcome = self.committer.shutdown().await;
+        if self.reads.await.is_err() {
+            tracing::error!("handing in what was read for repairs panicked");
+        }
         let gate = self.gate;
         // Waits for reads in progress, hence not on an async thread.
         tokio::task::spawn_blocking(move || gate.close()).await.unwrap_or_else(|error| resume(error));
@@ -306,6 +315,7 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
         tuning: Tuning {
             log_bytes_max: config.retention.log_bytes,
             log_age_max_ms: config.retention.log_age_ms,
+            repair_bytes_per_s: config.repair.bytes_per_s,
             ..Tuning::default()
         },
     };

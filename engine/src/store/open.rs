@@ -47,13 +47,14 @@ use rocksdb::{Cache, DB, ErrorKind, Options};
 use super::{Durability, RocksStore, Shared, StoreOptions, options};
 
 /// The version of the whole store's layout that this build writes. It opens stores of formats 1 and 2, too, and brings
-/// them to this one. Format 3 has logs that begin later than at their first entry: a version that does not know of that must not
+/// them to this one. Format 3 has logs that begin later than at their first entry, and `staged`: a version that does not know of that must not
 /// serve them.
 pub const FORMAT_VERSION: u8 = 3;
 
 /// The format before `fields` and `requests`.
 const FORMAT_1: u8 = 1;
-const ADDED_SINCE_FORMAT_1: [Family; 2] = [Family::Fields, Family::Requests];
+/// Families that older formats lack, and the first format that has them.
+const ADDED: [(Family, u8); 3] = [(Family::Fields, 2), (Family::Requests, 2), (Family::Staged, 3)];
 
 const CREATING: &str = "GODWIT-CREATING";
 const UNSYNCED: &str = "GODWIT-UNSYNCED";
@@ -149,7 +150,9 @@ pub(super) fn open(path: &Path, options: &StoreOptions) -> Result<RocksStore, St
         .map_err(|error| open_error(path, &error))?;
     let format = check_format(&db, path, creating)?;
     for family in Family::ALL.into_iter().filter(|family| !present.contains(family)) {
-        if format != Some(FORMAT_1) {
+        let is_younger =
+            |(added, since): &(Family, u8)| *added == family && format.is_some_and(|it| it < *since);
+        if !ADDED.iter().any(is_younger) {
             let reason = format!("its family {} is missing", family.name());
             return Err(StoreOpenError::NotGodwit { path: path.to_path_buf(), reason });
         }
@@ -210,7 +213,8 @@ fn families_to_open(path: &Path) -> Result<Vec<Family>, StoreOpenError> {
         refuse_newer_format(path, &found)?;
     }
     let kept = |family: &Family| {
-        !ADDED_SINCE_FORMAT_1.contains(family) || found.iter().any(|name| name == family.name())
+        let is_added = ADDED.iter().any(|(added, _)| added == family);
+        !is_added || found.iter().any(|name| name == family.name())
     };
     Ok(Family::ALL.into_iter().filter(kept).collect())
 }

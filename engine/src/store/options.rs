@@ -132,7 +132,7 @@ pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -
         }
         // Every commit that touches a record without rows asks for its mark in vain; fields without a note and
         // requests with a new key are the rule too.
-        Family::Keys | Family::Fields | Family::Requests => {
+        Family::Keys | Family::Fields | Family::Requests | Family::Staged => {
             table.set_bloom_filter(BLOOM_BITS, false);
             16
         }

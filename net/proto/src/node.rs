@@ -226,6 +226,11 @@ pub enum Input {
         /// What was found.
         found: Box<Found>,
     },
+    /// The store could not be read: the node stops.
+    ReadFailed {
+        /// Why.
+        error: StoreError,
+    },
 }
 
 /// What the node wants released, once its batch is durable.
@@ -392,7 +397,7 @@ pub struct Node {
     pub(crate) pending_bytes: usize,
     pub(crate) clock: HlcClock,
     /// The partitions in which rows of a repair count and have not been moved to their places.
-    settlings: Arc<Settlings>,
+    pub(crate) settlings: Arc<Settlings>,
 }
 
 /// One step of the machine: the time, the store under the growing batch, and the outputs so far.
@@ -696,6 +701,7 @@ impl Node {
             Input::Down { peer, link } => self.link_down(step.now.mono, &peer, link),
             Input::Frame { peer, link, bytes } => self.frame(step, &peer, link, &bytes)?,
             Input::Read { reader, found } => self.read_done(step, reader, *found)?,
+            Input::ReadFailed { error } => return Err(error),
         }
         Ok(())
     }

@@ -112,7 +112,45 @@ impl Repairs {
     }
 }
 
+/// What a node's repairs come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepairsStatus {
+    /// The one that is under way.
+    pub under_way: Option<RepairStatus>,
+    /// Partitions that wait for theirs.
+    pub waiting: usize,
+    /// Partitions whose repaired rows count and are being moved to their places.
+    pub settling: usize,
+    /// Repairs that peers are served at the moment.
+    pub serving: usize,
+    /// Ended well, since the start.
+    pub done: u64,
+    /// Given up, since the start.
+    pub given_up: u64,
+    /// Bytes of rows that came, since the start.
+    pub bytes_received: u64,
+    /// Bytes of rows that were sent to peers, since the start.
+    pub bytes_sent: u64,
+    /// Rows of this node that peers had no more, since the start.
+    pub rows_dropped: u64,
+}
+
 impl Node {
+    pub(crate) fn repairs_status(&self) -> RepairsStatus {
+        let repairs = &self.repairs;
+        RepairsStatus {
+            under_way: repairs.asking.as_ref().map(ask::Asking::status),
+            waiting: repairs.wanted.len(),
+            settling: self.partition_ids().filter(|id| self.settlings.get(*id).is_some()).count(),
+            serving: repairs.serving.len(),
+            done: repairs.done,
+            given_up: repairs.given_up,
+            bytes_received: repairs.bytes_staged,
+            bytes_sent: repairs.bytes_sent,
+            rows_dropped: repairs.rows_dropped,
+        }
+    }
+
     pub(crate) fn repairs_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         self.serving_due(step);
         self.asking_due(step)

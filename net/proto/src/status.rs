@@ -6,6 +6,7 @@ use godwit_core::context::VersionVector;
 use godwit_core::ids::{PartitionId, ReplicaId};
 
 use crate::node::Node;
+use crate::repair::RepairsStatus;
 
 /// A node's view of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Status {
     /// When the oldest finished interval of its logs was finished, in milliseconds since 1970; `None` if none is kept or its
     /// time is not known.
     pub log_oldest_ms: Option<u64>,
+    /// Its repairs.
+    pub repairs: RepairsStatus,
     /// Its peers, as far as they were ever linked.
     pub peers: BTreeMap<String, PeerStatus>,
     /// Whether every peer is linked and has told exactly the contexts that this node has. With a peer that never was
@@ -70,6 +73,7 @@ impl Node {
             pending_bytes: self.pending_bytes,
             log_bytes: self.partitions.iter().map(|partition| partition.log_bytes()).sum(),
             log_oldest_ms: self.partitions.iter().filter_map(|partition| partition.log_oldest_ms()).min(),
+            repairs: self.repairs_status(),
             converged: peers.values().all(even),
             contexts,
             peers,

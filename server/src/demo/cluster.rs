@@ -205,6 +205,7 @@ impl Cluster {
             clock: Default::default(),
             log: Default::default(),
             retention: Default::default(),
+            repair: Default::default(),
             storage: Default::default(),
         };
         let options = StartOptions {

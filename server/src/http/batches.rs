@@ -20,7 +20,6 @@ use godwit_core::ids::{Key, Namespace, RecordId};
 use godwit_core::op::Reason;
 use godwit_core::partition::CommitError;
 use godwit_core::read;
-use godwit_engine::store::Snapshot;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -30,6 +29,7 @@ use super::respond::Fetched;
 use super::session::Session;
 use super::view::{self, CommittedBody, RecordBody, Shape, Viewer};
 use super::{Api, respond};
+use crate::node::StoreView;
 use crate::node::{CommitFailure, Committed};
 
 mod plan;
@@ -113,7 +113,7 @@ async fn reads(
     let ids: Arc<[RecordId]> = keys.iter().map(record).collect();
     let partitions = api.node.partitions();
     let homes = ids.iter().map(|id| id.partition(partitions)).collect();
-    let read = move |store: &Snapshot<'_>, limits| read::records(store, partitions, &ids, limits);
+    let read = move |store: &StoreView<'_>, limits| read::records(store, partitions, &ids, limits);
     let Fetched { views, room } = respond::fetch(api, session, &homes, read).await?;
     let viewer = Viewer::new(&api.node, shape, views.iter().flatten()).await;
     let show = |(key, views): (&Key, Vec<_>)| {

@@ -11,6 +11,7 @@ use godwit_core::ids::PartitionId;
 use godwit_core::partition::stored_context;
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_net::{LinkClass, LinkStatus};
+use godwit_proto::repair::{Phase, RepairsStatus};
 use godwit_proto::status::{PeerStatus, Status};
 use serde::Serialize;
 
@@ -39,10 +40,44 @@ struct ClusterBody {
     /// When the oldest of them were written, as far as is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     log_since: Option<String>,
+    /// Partitions whose state is got from a peer.
+    repairs: RepairsBody,
     /// What this node has applied: by partition, the last counter of each replica. Empty partitions are left out.
     contexts: BTreeMap<u16, BTreeMap<String, u64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     digests: Option<DigestsBody>,
+}
+
+#[derive(Serialize)]
+struct RepairsBody {
+    /// The one that is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    under_way: Option<RepairBody>,
+    /// Partitions that wait for theirs.
+    waiting: usize,
+    /// Partitions whose repaired rows are shown, and are being moved to their places.
+    settling: usize,
+    /// Repairs that peers are served.
+    serving: usize,
+    /// Since the start, as all that follows.
+    done: u64,
+    given_up: u64,
+    bytes_received: u64,
+    bytes_sent: u64,
+    /// Rows of this node that peers had no more.
+    rows_dropped: u64,
+}
+
+#[derive(Serialize)]
+struct RepairBody {
+    partition: u16,
+    peer: String,
+    /// `rows`: they come; `comparing`: what both sides know of is compared.
+    phase: &'static str,
+    /// How much of the partition the phase has passed, in thousandths.
+    permille: u16,
+    /// Rows that came.
+    rows: u64,
 }
 
 #[derive(Serialize)]
@@ -102,6 +137,32 @@ pub(super) async fn read(State(api): State<Api>, uri: Uri) -> Result<Response, P
     respond::json(&body(status, api.node.peers(), links, digests))
 }
 
+fn repairs(status: RepairsStatus) -> RepairsBody {
+    let under_way = status.under_way.map(|repair| RepairBody {
+        partition: repair.partition.0,
+        peer: repair.peer,
+        phase: match repair.phase {
+            Phase::Rows => "rows",
+            Phase::Comparing => "comparing",
+        },
+        permille: repair.permille,
+        rows: repair.rows,
+    });
+    let RepairsStatus { waiting, settling, serving, done, given_up, .. } = status;
+    let RepairsStatus { bytes_received, bytes_sent, rows_dropped, .. } = status;
+    RepairsBody {
+        under_way,
+        waiting,
+        settling,
+        serving,
+        done,
+        given_up,
+        bytes_received,
+        bytes_sent,
+        rows_dropped,
+    }
+}
+
 fn body(
     status: Status,
     peers: &[String],
@@ -145,6 +206,7 @@ fn body(
         pending_bytes: status.pending_bytes,
         log_bytes: status.log_bytes,
         log_since: status.log_oldest_ms.map(rfc3339),
+        repairs: repairs(status.repairs),
         contexts: status.contexts.iter().map(|(id, context)| (id.0, context_body(context))).collect(),
         digests,
     }

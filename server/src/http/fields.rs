@@ -8,7 +8,6 @@ use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
 use godwit_core::read;
-use godwit_engine::store::Snapshot;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, FieldPath, Query};
@@ -16,6 +15,7 @@ use super::respond::Fetched;
 use super::session::Session;
 use super::view::{CommittedBody, Shape, Viewer};
 use super::{Api, respond, sets};
+use crate::node::StoreView;
 
 /// `GET`: the field's value; of a set also a page, or its size.
 pub(super) async fn read(
@@ -49,7 +49,7 @@ async fn value(
 ) -> Result<Response, Problem> {
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let home = [record.partition(partitions)].into();
-    let read = move |store: &Snapshot<'_>, limits| read::field(store, partitions, &record, &asked, limits);
+    let read = move |store: &StoreView<'_>, limits| read::field(store, partitions, &record, &asked, limits);
     let Fetched { views, room } = respond::fetch(api, session, &home, read).await?;
     let viewer = Viewer::new(&api.node, shape, &views).await;
     match viewer.field(field.as_str(), views)? {

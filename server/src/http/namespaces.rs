@@ -5,7 +5,6 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Key, PartitionId};
 use godwit_core::read::{self, Page};
-use godwit_engine::store::Snapshot;
 use serde::Serialize;
 
 use super::paging::Paging;
@@ -13,6 +12,7 @@ use super::problem::Problem;
 use super::request::{NamespacePath, Query};
 use super::session::Session;
 use super::{Api, respond};
+use crate::node::StoreView;
 
 #[derive(Serialize)]
 struct KeysBody<'a> {
@@ -33,7 +33,7 @@ pub(super) async fn list(
     let Paging { after, limits } = Paging::parse(&query)?;
     let prefix = query.text("prefix").unwrap_or_default().to_owned();
     let partitions = api.node.partitions();
-    let read = move |store: &Snapshot<'_>| {
+    let read = move |store: &StoreView<'_>| {
         read::list_keys(store, partitions, &namespace, &prefix, after.as_deref(), limits)
     };
     let page = session.read(&api, (0..partitions).map(PartitionId), read).await?;

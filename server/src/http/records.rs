@@ -7,7 +7,6 @@ use axum::response::Response;
 use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
 use godwit_core::read::{self, FieldView};
-use godwit_engine::store::Snapshot;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Query, RecordPath};
@@ -15,6 +14,7 @@ use super::respond::Fetched;
 use super::session::Session;
 use super::view::{self, CommittedBody, Shape, Viewer};
 use super::{Api, ops, respond};
+use crate::node::StoreView;
 
 /// `GET`: the record's live fields.
 pub(super) async fn read(
@@ -76,6 +76,6 @@ pub(super) async fn delete(
 async fn fetch(api: &Api, session: &Session, record: &RecordId) -> Result<Fetched<Vec<FieldView>>, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
     let home = [record.partition(partitions)].into();
-    let read = move |store: &Snapshot<'_>, limits| read::record(store, partitions, &record, limits);
+    let read = move |store: &StoreView<'_>, limits| read::record(store, partitions, &record, limits);
     respond::fetch(api, session, &home, read).await
 }

@@ -13,7 +13,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use godwit_core::ids::PartitionId;
 use godwit_core::read::{ReadError, ReadLimits};
-use godwit_engine::store::Snapshot;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -22,6 +21,7 @@ use super::problem::{Kind, Problem};
 use super::session::Session;
 use super::view::MEMBERS_SHOWN_MAX;
 use crate::node::ReadFailure;
+use crate::node::StoreView;
 
 /// What is read without taking room: more than nearly all records have.
 const SMALL_ANSWER_BYTES: usize = 64 * 1024;
@@ -39,7 +39,7 @@ pub(super) async fn fetch<T: Send + 'static>(
     api: &Api,
     session: &Session,
     partitions: &BTreeSet<PartitionId>,
-    read: impl Fn(&Snapshot<'_>, ReadLimits) -> Result<T, ReadError> + Clone + Send + 'static,
+    read: impl Fn(&StoreView<'_>, ReadLimits) -> Result<T, ReadError> + Clone + Send + 'static,
 ) -> Result<Fetched<T>, Problem> {
     let attempt = |bytes_max: usize| {
         let (read, limits) = (read.clone(), ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max });

@@ -24,12 +24,12 @@ use godwit_core::delta::RequestKey;
 use godwit_core::ids::PartitionId;
 use godwit_core::op::{Terms, Write};
 use godwit_core::token::Token;
-use godwit_engine::store::Snapshot;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::problem::{Kind, Problem};
 use super::{Api, idempotency, request, respond};
+use crate::node::StoreView;
 use crate::node::{CommitFailure, Committed, ReadFailure, Stopped};
 
 const TOKEN: HeaderName = HeaderName::from_static("godwit-token");
@@ -115,9 +115,9 @@ impl Session {
         &self,
         api: &Api,
         partitions: impl IntoIterator<Item = PartitionId> + Send + 'static,
-        read: impl FnOnce(&Snapshot<'_>) -> Result<T, E> + Send + 'static,
+        read: impl FnOnce(&StoreView<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ReadFailure> {
-        let read = move |store: &Snapshot<'_>| {
+        let read = move |store: &StoreView<'_>| {
             let value = read(store).map_err(Into::into)?;
             Ok::<_, ReadFailure>((value, Token::of_store(store, partitions)?))
         };

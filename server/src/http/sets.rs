@@ -8,7 +8,6 @@ use axum::response::Response;
 use godwit_core::ids::{Field, Member, RecordId};
 use godwit_core::read;
 use godwit_core::row::FieldType;
-use godwit_engine::store::Snapshot;
 use serde::Serialize;
 
 use super::fields::absent;
@@ -17,6 +16,7 @@ use super::problem::{Kind, Problem};
 use super::request::{MemberPath, Query};
 use super::session::Session;
 use super::{Api, respond};
+use crate::node::StoreView;
 
 /// Sets whose members are counted at a time.
 pub(super) const SIZES_AT_ONCE_MAX: usize = 2;
@@ -54,7 +54,7 @@ pub(super) async fn page(
     query.has("numbers", "string")?;
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let home = record.partition(partitions);
-    let read = move |store: &Snapshot<'_>| {
+    let read = move |store: &StoreView<'_>| {
         let page = read::members(store, partitions, &record, &asked, after.as_deref(), limits)?;
         // An empty last page says nothing about whether there is a set.
         let empty = page.items.is_empty() && page.next.is_none();
@@ -83,7 +83,7 @@ pub(super) async fn size(
 ) -> Result<Response, Problem> {
     let (partitions, asked) = (api.node.partitions(), (record.clone(), field.clone()));
     let home = record.partition(partitions);
-    let kept = move |store: &Snapshot<'_>| read::kept_size(store, partitions, &asked.0, &asked.1);
+    let kept = move |store: &StoreView<'_>| read::kept_size(store, partitions, &asked.0, &asked.1);
     let size = match session.read(api, [home], kept).await?.filter(|size| *size > 0) {
         Some(kept) => kept,
         None => {
@@ -103,7 +103,7 @@ async fn count(api: &Api, session: &Session, record: RecordId, field: Field) -> 
         .ok_or_else(|| Problem::new(Kind::Overloaded, "the node counts as many sets as it may at a time"))?;
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let home = record.partition(partitions);
-    let read = move |store: &Snapshot<'_>| {
+    let read = move |store: &StoreView<'_>| {
         // Held until the counting ends, also if the client is gone by then.
         let _turn = turn;
         let size = read::size(store, partitions, &record, &asked)?;
@@ -128,7 +128,7 @@ pub(super) async fn member(
     Query::of_data(uri.query(), &[])?;
     let (partitions, asked) = (api.node.partitions(), (field.clone(), member.clone()));
     let home = record.partition(partitions);
-    let read = move |store: &Snapshot<'_>| read::contains(store, partitions, &record, &asked.0, &asked.1);
+    let read = move |store: &StoreView<'_>| read::contains(store, partitions, &record, &asked.0, &asked.1);
     if !session.read(&api, [home], read).await? {
         let detail = format!("there is no set {field:?} that has the member {member:?}");
         return Err(Problem::new(Kind::NotFound, detail));

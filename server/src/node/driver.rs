@@ -13,6 +13,7 @@
 //! | `Reply::Status` | once synced | it lists contexts, and operators and tools compare them with those of other nodes |
 //! | `Send` | once synced | deltas, contexts (which acknowledge deltas, and ask for those missing) and answers to requests all claim what the node has applied |
 //! | `Close` | once synced | it follows what was sent on the link before |
+//! | `Read`, `EndRead` | once synced | nobody is in a hurry. What is read is what is written, synced or not; what is said of it leaves with a later group, so after a sync that covers it |
 //! | `Alarm` | once synced | nobody is in a hurry, and what is new waits unless it is listed here |
 //! | `Trim` | once synced | a power cut that took back the log's floor must not find the entries above it gone |
 //!
@@ -31,6 +32,7 @@ use godwit_proto::node::Alarm;
 use godwit_proto::{Input, LinkId, Node, Output, Reply};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::reader::Reader;
 use super::replies::Replies;
 use super::trim::Trimmer;
 
@@ -125,20 +127,29 @@ pub(super) struct Sink {
     replies: Arc<Replies>,
     transport: Option<TransportHandle>,
     trimmer: Trimmer,
+    reader: Reader,
     drift: RateLimit,
     pending: RateLimit,
     gone: RateLimit,
+    repairs: RateLimit,
 }
 
 impl Sink {
-    pub(super) fn new(replies: Arc<Replies>, transport: Option<TransportHandle>, trimmer: Trimmer) -> Self {
+    pub(super) fn new(
+        replies: Arc<Replies>,
+        transport: Option<TransportHandle>,
+        trimmer: Trimmer,
+        reader: Reader,
+    ) -> Self {
         Self {
             replies,
             transport,
             trimmer,
+            reader,
             drift: RateLimit::new(ALARM_LOG_INTERVAL),
             pending: RateLimit::new(ALARM_LOG_INTERVAL),
             gone: RateLimit::new(ALARM_LOG_INTERVAL),
+            repairs: RateLimit::new(ALARM_LOG_INTERVAL),
         }
     }
 
@@ -151,6 +162,14 @@ impl Sink {
             }
             Alarm::Reincarnated { from, to, why } => {
                 tracing::warn!(%from, %to, why, "the node writes under a new replica id");
+            }
+            Alarm::Repaired { partition, peer, rows, dropped } => {
+                tracing::info!(%partition, peer, rows, dropped, "repaired a partition from a peer");
+            }
+            Alarm::RepairGivenUp { partition, peer, why } => {
+                if let Some(suppressed) = self.repairs.pass() {
+                    tracing::warn!(%partition, peer, why, suppressed, "gave up a repair; it will be tried again");
+                }
             }
             Alarm::TwoProcesses { node } => {
                 tracing::error!(
@@ -214,6 +233,8 @@ impl committer::Sink<Output> for Sink {
             }
             Output::Alarm(alarm) => self.alarm(&alarm),
             Output::Trim { partition, first } => self.trimmer.trim(partition, first),
+            Output::Read { reader, fresh, read, sizes } => self.reader.read(reader, fresh, read, sizes),
+            Output::EndRead { reader } => self.reader.end(reader),
         }
     }
 }

@@ -10,13 +10,14 @@ use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
 use godwit_core::op::{Terms, Write};
 use godwit_core::partition::CommitError;
 use godwit_core::read::ReadError;
+use godwit_core::repair::Settled;
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreError;
 use godwit_core::time::Hlc;
 use godwit_core::token::TokenKey;
 use godwit_engine::committer::CommitterHandle;
 use godwit_engine::identity::Identity;
-use godwit_engine::store::Snapshot;
+use godwit_engine::store::{RocksStore, Snapshot};
 use godwit_net::{LinkStatus, TransportHandle};
 use godwit_proto::status::Status;
 use godwit_proto::{Input, Reply, RequestId};
@@ -26,6 +27,9 @@ use super::driver::Submission;
 use super::gate::StoreGate;
 use super::replies::Replies;
 use crate::config::{Config, LimitsSection};
+
+/// What readers are shown of the store: a snapshot, with repaired rows where they have not been moved to their places.
+pub type StoreView<'a> = Settled<'a, Snapshot<'a>>;
 
 /// How long a request waits for room in the committer's queue before it is refused.
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -218,12 +222,17 @@ impl NodeHandle {
     /// Reads a state of the store, on a thread that may block.
     pub async fn read<T: Send + 'static, E: Into<ReadFailure> + Send + 'static>(
         &self,
-        read: impl FnOnce(&Snapshot<'_>) -> Result<T, E> + Send + 'static,
+        read: impl FnOnce(&StoreView<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ReadFailure> {
         let gate = Arc::clone(&self.0.gate);
-        let task = tokio::task::spawn_blocking(move || gate.enter(|store| read(&store.snapshot())));
+        let shown = move |store: &RocksStore| {
+            let snapshot = store.snapshot();
+            let shown = StoreView::open(&snapshot).map_err(ReadFailure::from)?;
+            read(&shown).map_err(Into::into)
+        };
+        let task = tokio::task::spawn_blocking(move || gate.enter(shown));
         match task.await {
-            Ok(Some(outcome)) => outcome.map_err(Into::into),
+            Ok(Some(outcome)) => outcome,
             Ok(None) => Err(Stopped.into()),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             // The runtime is going down.

@@ -88,7 +88,7 @@ pub struct RepairStatus {
     pub permille: u16,
     /// Rows that came.
     pub rows: u64,
-    /// For how long it has been going on, in microseconds; set by who asks for it with the present time.
+    /// When it began, by the machine's clock.
     pub began_at: Mono,
 }
 
