@@ -1,7 +1,9 @@
 //! From a seed to a script: everything that comes from outside, drawn up front without a look at the world.
 //!
 //! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then commits and faults in
-//! the order of their times. All draws are integers, all rates are ratios.
+//! the order of their times. All draws are integers, all rates are ratios. Some runs then end in a scene ([`scenes`]).
+
+mod scenes;
 
 use std::collections::BTreeMap;
 
@@ -40,7 +42,10 @@ pub fn draw(seed: u64) -> Script {
     let (config, rates) = configuration(&mut rng);
     let mut drawer = Drawer { rng, config, rates, steps: Vec::new() };
     drawer.draw_steps();
-    Script { seed, note: String::new(), config: drawer.config, steps: drawer.steps }
+    let Drawer { config, rates, steps, .. } = drawer;
+    let mut script = Script { seed, note: String::new(), config, steps };
+    scenes::play_out(&mut script, rates.rollbacks);
+    script
 }
 
 fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {

@@ -5,12 +5,12 @@
 use godwit_core::machine::Machine;
 use godwit_core::store::{Batch, Overlay, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
-use godwit_proto::{Input, Output};
+use godwit_proto::Input;
 
 use crate::judge::{Refusable, Stepped};
 use crate::oracle::Violation;
 use crate::workload::Ask;
-use crate::world::{Event, Group, WALL_START_MS, World};
+use crate::world::{Event, Group, Machinery, WALL_START_MS, World};
 
 /// Steps of all machines in one simulated microsecond: far more than frames and timers that may come together.
 const MOMENT_STEPS_MAX: u32 = 100_000;
@@ -85,11 +85,7 @@ impl World {
             let wrote = effects.batch.bytes();
             let on = if let Input::Frame { link, .. } = &input { Some(*link) } else { None };
             node.handle(now, input, &store, effects).map_err(stopped)?;
-            for output in &effects.outputs[answered..] {
-                if let Output::Close { link, .. } = output {
-                    member.ended.insert(*link);
-                }
-            }
+            Machinery::note(&mut member.ended, &mut member.largest_sent, &effects.outputs[answered..]);
             if let Some(link) = on.filter(|_| damaged) {
                 let wrote = effects.batch.bytes() != wrote;
                 Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
@@ -103,6 +99,7 @@ impl World {
             *inputs += 1;
             let answered = effects.outputs.len();
             node.handle_timeout(now, &store, effects).map_err(stopped)?;
+            Machinery::note(&mut member.ended, &mut member.largest_sent, &effects.outputs[answered..]);
             if judged {
                 let written = &mut member.begun;
                 let step = Stepped { node, who: i, open: &member.open, written, before: None };

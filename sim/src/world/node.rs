@@ -7,7 +7,7 @@ use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::machine::Effects;
 use godwit_core::op::Limits;
 use godwit_core::store::MemStore;
-use godwit_proto::{Input, LinkId, Node, NodeConfig, Output, RequestId};
+use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, RequestId};
 
 use crate::config::RunConfig;
 use crate::disks::Image;
@@ -54,6 +54,8 @@ pub(crate) struct Machinery {
     pub(crate) trouble: Trouble,
     /// With `durability = "os"`, what is not synced.
     pub(crate) unsynced: Option<Unsynced>,
+    /// Bytes of the largest delta that its machines ever sent.
+    pub(crate) largest_sent: usize,
 }
 
 /// A batch that fills or is on its way to the disk.
@@ -110,6 +112,21 @@ impl Machinery {
             takes_part: place < config.nodes,
             trouble: Trouble::default(),
             unsynced: config.unsynced[own].then(Unsynced::new),
+            largest_sent: 0,
+        }
+    }
+
+    /// Takes note of what a step of the machine says about links.
+    pub(super) fn note(ended: &mut BTreeSet<LinkId>, largest_sent: &mut usize, outputs: &[Output]) {
+        for output in outputs {
+            match output {
+                Output::Close { link, .. } => drop(ended.insert(*link)),
+                Output::Send { message: Message::Deltas { deltas, .. }, .. } => {
+                    let sizes = deltas.iter().map(|delta| delta.as_bytes().len());
+                    *largest_sent = sizes.max().unwrap_or(0).max(*largest_sent);
+                }
+                _ => {}
+            }
         }
     }
 
