@@ -21,6 +21,9 @@ use crate::workload;
 /// Idempotency keys that clients use: few, so that some are used twice for different requests.
 const KEYS: u64 = 60;
 
+/// What later additions to the draws of a configuration are told from the others by.
+const MORE_SALT: u64 = 0xadd1_7104;
+
 /// How often things happen; needed for drawing only.
 #[derive(Debug)]
 struct Rates {
@@ -39,7 +42,7 @@ struct Rates {
 /// Draws a script.
 pub fn draw(seed: u64) -> Script {
     let mut rng = Rng::new(seed);
-    let (config, rates) = configuration(&mut rng);
+    let (config, rates) = configuration(seed, &mut rng);
     let mut drawer = Drawer { rng, config, rates, steps: Vec::new() };
     drawer.draw_steps();
     let Drawer { config, rates, steps, .. } = drawer;
@@ -48,7 +51,7 @@ pub fn draw(seed: u64) -> Script {
     script
 }
 
-fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
+fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
     // One run in three has regions of several nodes.
     let regions: Vec<usize> = if rng.chance(1, 3) {
         let sizes = (0..1 + rng.below(4)).map(|_| 1 + rng.below(3) as usize).collect::<Vec<_>>();
@@ -107,6 +110,10 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
     let some_unsynced = plain && rng.chance(1, 3);
     let unsynced: Vec<bool> = (0..nodes).map(|_| some_unsynced && rng.chance(1, 2)).collect();
     let drifting = rng.chance(1, 3);
+    // Draws of their own, so that what was drawn before they were added stays.
+    let mut more = Rng::new(seed ^ MORE_SALT);
+    let paced = more.chance(1, 4);
+    let paces_ppm = (0..nodes).map(|_| if paced { drift_ppm(&mut more) } else { 0 }).collect();
     let rates = Rates {
         world: [rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3)],
         commit_every_us: 20_000 << rng.below(5),
@@ -130,6 +137,7 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         active_us: 5_000_000 + rng.below(25_000_000),
         star: !old && copied.is_none() && rng.chance(1, 4),
         busy: rng.chance(1, 4).then(|| rng.below(workload::records().len() as u64) as usize),
+        paces_ppm,
         drifts_ppm: (0..nodes).map(|_| if drifting { drift_ppm(rng) } else { 0 }).collect(),
         // Long syncs where answers do not wait for them: a power cut has something to take.
         fsync_us: unsynced.iter().map(|&unsynced| 100 << rng.below(if unsynced { 12 } else { 8 })).collect(),

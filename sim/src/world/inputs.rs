@@ -4,7 +4,7 @@
 
 use godwit_core::machine::Machine;
 use godwit_core::store::{Batch, Overlay, StoreError};
-use godwit_core::time::{Mono, Now, Wall};
+use godwit_core::time::{Now, Wall};
 use godwit_proto::Input;
 
 use crate::judge::{Refusable, Stepped};
@@ -115,8 +115,8 @@ impl World {
             return;
         }
         let Some(node) = &self.nodes[i].node else { return };
-        let Some(Mono(deadline)) = node.next_deadline() else { return };
-        let deadline = deadline.max(self.now_us);
+        let Some(deadline) = node.next_deadline() else { return };
+        let deadline = self.nodes[i].when(deadline).max(self.now_us);
         if self.nodes[i].timer.is_none_or(|timer| timer > deadline) {
             self.nodes[i].timer = Some(deadline);
             self.at(deadline - self.now_us, Event::Timer(i));
@@ -127,6 +127,6 @@ impl World {
         let drifted_ms = self.now_us as i64 / 1000 * self.nodes[i].drift_ppm / 1_000_000;
         let off_ms = self.nodes[i].clock_offset_ms + drifted_ms;
         let wall = (WALL_START_MS + self.now_us / 1000).saturating_add_signed(off_ms);
-        Now { mono: Mono(self.now_us), wall: Wall(wall) }
+        Now { mono: self.nodes[i].mono(self.now_us), wall: Wall(wall) }
     }
 }
