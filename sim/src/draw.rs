@@ -105,7 +105,6 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
     let rollbacks = !old && rng.chance(1, 3);
     let windows_end = rng.chance(1, 3);
     let window_ms = if windows_end { 1_000 << rng.below(5) } else { 86_400_000 };
-    // What a power cut takes, no copy of a disk may bring back.
     let plain = !rollbacks && copied.is_none();
     let some_unsynced = plain && rng.chance(1, 3);
     let unsynced: Vec<bool> = (0..nodes).map(|_| some_unsynced && rng.chance(1, 2)).collect();
@@ -114,6 +113,12 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
     let mut more = Rng::new(seed ^ MORE_SALT);
     let paced = more.chance(1, 4);
     let paces_ppm = (0..nodes).map(|_| if paced { drift_ppm(&mut more) } else { 0 }).collect();
+    // A disk that is put back may be one of which a power cut has taken something.
+    let unsynced = if rollbacks && copied.is_none() && more.chance(1, 3) {
+        (0..nodes).map(|_| more.chance(1, 2)).collect()
+    } else {
+        unsynced
+    };
     let rates = Rates {
         world: [rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3)],
         commit_every_us: 20_000 << rng.below(5),
