@@ -14,8 +14,8 @@ use crate::trace::What;
 use crate::workload;
 use crate::world::World;
 
-/// More than any delta of the workload has.
-const SMALL_DELTA_BYTES: usize = 4096;
+/// What a delta counts for at least in a window, and an answer's end that is not acknowledged.
+const COUNTS_FOR_BYTES_LEAST: usize = 128;
 
 impl World {
     /// Compares a node's durable state with what must be there.
@@ -204,8 +204,10 @@ impl World {
         let Some(node) = &self.nodes[i].node else { return Ok(()) };
         let status = node.status();
         let tuning = &self.nodes[i].config.tuning;
-        // A message more than the window may be under way, and a delta more than a chunk may be in a message.
-        let window = tuning.window_bytes + tuning.chunk_bytes + SMALL_DELTA_BYTES;
+        // A message is begun while there is room: it holds a chunk, or one delta. The end of an answer, one a partition,
+        // counts whatever room there is.
+        let message = tuning.chunk_bytes.max(self.nodes[i].largest_sent).max(COUNTS_FOR_BYTES_LEAST);
+        let window = tuning.window_bytes + message + usize::from(self.partitions) * COUNTS_FOR_BYTES_LEAST;
         if status.pending_bytes > tuning.pending_bytes_max {
             return Err(Violation::new(
                 9,

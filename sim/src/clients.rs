@@ -175,7 +175,8 @@ impl World {
         if terms != Terms::default() {
             self.trace.line(self.now_us, format_args!("client {client:?}: {terms:?}"));
         }
-        self.nodes[i].open.insert(request, Asked { since: self.now_us, ask, client });
+        let queue_us = self.nodes[i].queue_us();
+        self.nodes[i].open.insert(request, Asked { since: self.now_us, queue_us, ask, client });
         self.input(i, Input::Commit { request, writes, terms })
     }
 
@@ -184,7 +185,7 @@ impl World {
             return Err(Violation::new(5, format!("n{i} answers request {} twice", request.0)));
         };
         let took = self.now_us - self.waited_since(i, asked.since);
-        if took > ANSWER_US_MAX {
+        if took > ANSWER_US_MAX + asked.queue_us {
             return Err(Violation::new(8, format!("n{i} took {took} µs to answer {:?}", asked.ask)));
         }
         self.trace.line(self.now_us, format_args!("n{i} answers {}: {reply:?}", request.0));

@@ -47,6 +47,10 @@ pub struct RunConfig {
     pub clock_offsets_ms: Vec<i64>,
     /// How much each node's clock gains, in millionths.
     pub drifts_ppm: Vec<i64>,
+    /// How much faster each node's monotonic clock goes than the time of the world, in millionths; none does if nothing is
+    /// said.
+    #[serde(default)]
+    pub paces_ppm: Vec<i64>,
     /// Whether each node acknowledges writes that it has not synced (`durability = "os"`).
     pub unsynced: Vec<bool>,
     /// How far ahead a remote stamp may be and still be followed.
@@ -94,6 +98,7 @@ impl RunConfig {
             group_max: 64,
             clock_offsets_ms: vec![0; nodes],
             drifts_ppm: vec![0; nodes],
+            paces_ppm: vec![0; nodes],
             unsynced: vec![false; nodes],
             max_clock_drift_ms: 60_000,
             idempotency_window_ms: 86_400_000,

@@ -175,6 +175,7 @@ impl World {
             member.seen.clear();
             member.promised.clear();
             self.keys.forgotten_by(i);
+            self.synced_all(i);
             let after = rng.below(PUT_BACK_US_MAX);
             self.at(after, Event::Start(i));
         }

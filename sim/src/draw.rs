@@ -1,7 +1,9 @@
 //! From a seed to a script: everything that comes from outside, drawn up front without a look at the world.
 //!
 //! A seed draws the configuration first (nodes, partitions, latencies, windows, fault rates), then commits and faults in
-//! the order of their times. All draws are integers, all rates are ratios.
+//! the order of their times. All draws are integers, all rates are ratios. Some runs then end in a scene ([`scenes`]).
+
+mod scenes;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +20,9 @@ use crate::workload;
 
 /// Idempotency keys that clients use: few, so that some are used twice for different requests.
 const KEYS: u64 = 60;
+
+/// What later additions to the draws of a configuration are told from the others by.
+const MORE_SALT: u64 = 0xadd1_7104;
 
 /// How often things happen; needed for drawing only.
 #[derive(Debug)]
@@ -37,13 +42,16 @@ struct Rates {
 /// Draws a script.
 pub fn draw(seed: u64) -> Script {
     let mut rng = Rng::new(seed);
-    let (config, rates) = configuration(&mut rng);
+    let (config, rates) = configuration(seed, &mut rng);
     let mut drawer = Drawer { rng, config, rates, steps: Vec::new() };
     drawer.draw_steps();
-    Script { seed, note: String::new(), config: drawer.config, steps: drawer.steps }
+    let Drawer { config, rates, steps, .. } = drawer;
+    let mut script = Script { seed, note: String::new(), config, steps };
+    scenes::play_out(&mut script, rates.rollbacks);
+    script
 }
 
-fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
+fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
     // One run in three has regions of several nodes.
     let regions: Vec<usize> = if rng.chance(1, 3) {
         let sizes = (0..1 + rng.below(4)).map(|_| 1 + rng.below(3) as usize).collect::<Vec<_>>();
@@ -107,11 +115,20 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
     let rollbacks = !old && rng.chance(1, 3);
     let windows_end = rng.chance(1, 3);
     let window_ms = if windows_end { 1_000 << rng.below(5) } else { 86_400_000 };
-    // What a power cut takes, no copy of a disk may bring back.
     let plain = !rollbacks && copied.is_none();
     let some_unsynced = plain && rng.chance(1, 3);
     let unsynced: Vec<bool> = (0..nodes).map(|_| some_unsynced && rng.chance(1, 2)).collect();
     let drifting = rng.chance(1, 3);
+    // Draws of their own, so that what was drawn before they were added stays.
+    let mut more = Rng::new(seed ^ MORE_SALT);
+    let paced = more.chance(1, 4);
+    let paces_ppm = (0..nodes).map(|_| if paced { drift_ppm(&mut more) } else { 0 }).collect();
+    // A disk that is put back may be one of which a power cut has taken something.
+    let unsynced = if rollbacks && copied.is_none() && more.chance(1, 3) {
+        (0..nodes).map(|_| more.chance(1, 2)).collect()
+    } else {
+        unsynced
+    };
     let rates = Rates {
         world: [rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3), rng.chance(1, 3)],
         commit_every_us: 20_000 << rng.below(5),
@@ -135,6 +152,7 @@ fn configuration(rng: &mut Rng) -> (RunConfig, Rates) {
         active_us: 5_000_000 + rng.below(25_000_000),
         star: !old && copied.is_none() && rng.chance(1, 4),
         busy: rng.chance(1, 4).then(|| rng.below(workload::records().len() as u64) as usize),
+        paces_ppm,
         drifts_ppm: (0..nodes).map(|_| if drifting { drift_ppm(rng) } else { 0 }).collect(),
         // Long syncs where answers do not wait for them: a power cut has something to take.
         fsync_us: unsynced.iter().map(|&unsynced| 100 << rng.below(if unsynced { 12 } else { 8 })).collect(),

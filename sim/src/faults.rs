@@ -22,7 +22,7 @@ const SYNC_EVERY_US: u64 = 10_000;
 pub type Faults = BTreeMap<&'static str, u64>;
 
 /// Every kind that a run can meet, in the order of reports.
-pub const KINDS: [&str; 27] = [
+pub const KINDS: [&str; 28] = [
     "link cut",
     "link cut one way",
     "connection idle too long",
@@ -46,6 +46,7 @@ pub const KINDS: [&str; 27] = [
     "acknowledged commit lost",
     "clock set",
     "clock drifts",
+    "monotonic clock drifts",
     "log truncated",
     "state repaired",
     "row dropped by a repair",
@@ -135,6 +136,8 @@ impl World {
         all.extend(self.network.met());
         let drifts = self.nodes.iter().filter(|node| node.drift_ppm != 0).count() as u64;
         all.extend((drifts > 0).then_some(("clock drifts", drifts)));
+        let paces = self.nodes.iter().filter(|node| node.pace_ppm != 0).count() as u64;
+        all.extend((paces > 0).then_some(("monotonic clock drifts", paces)));
         all
     }
 

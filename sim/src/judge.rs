@@ -18,6 +18,8 @@ use crate::workload::Ask;
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) since: u64,
+    /// The time that its disk needed for the inputs that waited before it.
+    pub(crate) queue_us: u64,
     pub(crate) ask: Ask,
     pub(crate) client: Option<usize>,
 }

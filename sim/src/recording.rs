@@ -154,6 +154,9 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
     ] {
         demand(len == nodes, || format!("{name} must have an entry for each of {nodes} nodes, not {len}"))?;
     }
+    demand([0, nodes].contains(&config.paces_ppm.len()), || {
+        format!("paces_ppm must have an entry for each of {nodes} nodes, or none at all")
+    })?;
     demand(config.wires.iter().all(|wire| (WIRE_OLDEST..=WIRE_VERSION).contains(wire)), || {
         format!("wires must be {WIRE_OLDEST} to {WIRE_VERSION}, not {:?}", config.wires)
     })?;
@@ -180,8 +183,9 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
     demand(network.links.values().all(|link| link.lost_of_million < 1_000_000), || {
         "lost_of_million must be below 1000000".into()
     })?;
-    demand(config.drifts_ppm.iter().all(|ppm| ppm.unsigned_abs() <= DRIFT_PPM_MAX), || {
-        format!("drifts_ppm must be at most {DRIFT_PPM_MAX}")
+    let drifts = config.drifts_ppm.iter().chain(&config.paces_ppm);
+    demand(drifts.map(|ppm| ppm.unsigned_abs()).all(|ppm| ppm <= DRIFT_PPM_MAX), || {
+        format!("drifts_ppm and paces_ppm must be at most {DRIFT_PPM_MAX}")
     })?;
     let of_links = network.links.values().flat_map(|link| [link.latency_us, link.jitter_us]);
     let times = [

@@ -198,7 +198,7 @@ fn without<T: Clone>(all: &[T], i: usize) -> Vec<T> {
 }
 
 /// Values of the configuration that say less.
-const PLAINER: [fn(&mut Script); 23] = [
+const PLAINER: [fn(&mut Script); 24] = [
     |script| script.config.active_us = script.steps.last().map_or(0, |step| step.at_us),
     |script| script.config.busy = None,
     |script| script.config.star = false,
@@ -225,6 +225,7 @@ const PLAINER: [fn(&mut Script); 23] = [
     |script| script.config.network.links.clear(),
     |script| script.config.network.damaged_of_1000 = 0,
     |script| script.config.drifts_ppm.fill(0),
+    |script| script.config.paces_ppm.fill(0),
     |script| script.config.unsynced.fill(false),
     |script| script.config.tuning = plain_tuning(),
     |script| script.config.tuning.sizes = plain_tuning().sizes,
@@ -274,6 +275,9 @@ fn without_node(script: &mut Script, node: usize) {
     config.wires.remove(node);
     config.regions.remove(node);
     config.drifts_ppm.remove(node);
+    if !config.paces_ppm.is_empty() {
+        config.paces_ppm.remove(node);
+    }
     config.unsynced.remove(node);
     let up = |place: usize| place - usize::from(place > node);
     let links = std::mem::take(&mut config.network.links).into_iter();

@@ -6,9 +6,9 @@ use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::store::MemStore;
 use godwit_core::time::{Mono, Now, Wall};
+use godwit_proto::Alarm;
 use godwit_proto::incarnation::{CONFIRM_WAIT_US, WAITING_BYTES_MAX};
 use godwit_proto::message::{Confirm, Hello, WIRE_VERSION};
-use godwit_proto::node::Alarm;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
 
 /// A process of the node "here" in a cluster of two, which is told things by hand.

@@ -11,8 +11,8 @@ use godwit_core::rng::Rng;
 use godwit_core::row::FieldType;
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Hlc, Mono, Now, Wall};
+use godwit_proto::Alarm;
 use godwit_proto::message::{Hello, WIRE_VERSION};
-use godwit_proto::node::Alarm;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
 use godwit_sim::cluster::Cluster;
 

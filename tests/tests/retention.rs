@@ -11,8 +11,8 @@ use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::partition::Sizes;
 use godwit_core::store::{Family, MemStore, StoreRead};
 use godwit_core::time::{Mono, Now, Wall};
+use godwit_proto::Alarm;
 use godwit_proto::message::WIRE_VERSION;
-use godwit_proto::node::Alarm;
 use godwit_proto::status::Status;
 use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, Reply, RequestId, Tuning};
 

@@ -15,8 +15,9 @@ use godwit_core::ids::PartitionId;
 use godwit_core::store::StoreRead;
 use godwit_core::time::Mono;
 
+use crate::interface::{Alarm, Output};
 use crate::message::Message;
-use crate::node::{Alarm, Node, Output, Step};
+use crate::node::{Node, Step};
 
 /// How long it counts that a peer's log does not reach back.
 const GONE_US: u64 = 60_000_000;

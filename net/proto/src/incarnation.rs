@@ -45,8 +45,9 @@ use godwit_core::rng::Rng;
 use godwit_core::store::{Batch, Family, StoreError, StoreRead};
 use godwit_core::time::Mono;
 
+use crate::interface::{Alarm, Output, RequestId};
 use crate::message::{Confirm, Hello, Message};
-use crate::node::{Alarm, Node, NodeConfig, Output, RequestId, Step};
+use crate::node::{Node, NodeConfig, Step};
 use crate::peer::Place;
 
 /// How long commits wait for the members' word, from the start on.

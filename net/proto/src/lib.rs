@@ -32,6 +32,7 @@ pub mod catch_up;
 pub mod contexts;
 pub mod gone;
 pub mod incarnation;
+pub mod interface;
 pub mod message;
 pub mod node;
 pub mod peer;
@@ -40,5 +41,6 @@ pub mod repair;
 pub mod retention;
 pub mod status;
 
+pub use interface::{Alarm, Input, LinkId, Output, ReaderId, Reply, RequestId};
 pub use message::Message;
-pub use node::{Input, LinkId, Node, NodeConfig, Output, ReaderId, Reply, RequestId, Tuning};
+pub use node::{Node, NodeConfig, Tuning};

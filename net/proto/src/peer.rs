@@ -14,8 +14,9 @@ use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
 use crate::catch_up::{Answer, Walked};
+use crate::interface::LinkId;
 use crate::message::{Hello, Message};
-use crate::node::{LinkId, Node, Step};
+use crate::node::{Node, Step};
 use crate::push::Push;
 
 /// The most bytes of a reason that a peer gives, kept for the log.

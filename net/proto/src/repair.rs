@@ -31,7 +31,8 @@ use godwit_core::repair::ReadSizes;
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
-use crate::node::{Node, ReaderId, Step};
+use crate::interface::ReaderId;
+use crate::node::{Node, Step};
 
 pub use ask::{Phase, RepairStatus};
 

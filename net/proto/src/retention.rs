@@ -16,7 +16,8 @@ use godwit_core::partition::{Applied, Sizes};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
-use crate::node::{Node, NodeConfig, Output, Step};
+use crate::interface::Output;
+use crate::node::{Node, NodeConfig, Step};
 
 /// Times that a partition is picked in one step.
 const STEP_PICKS_MAX: usize = 64;

@@ -28,7 +28,7 @@ use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::{Mono, Now};
 use godwit_engine::committer::{self, CommitterHandle, Release};
 use godwit_net::{Event, EventReceiver, RateLimit, SendOutcome, TransportHandle};
-use godwit_proto::node::Alarm;
+use godwit_proto::Alarm;
 use godwit_proto::{Input, LinkId, Node, Output, Reply};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 

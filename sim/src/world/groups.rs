@@ -3,8 +3,8 @@
 //! The order is the invariant: no output leaves a node before the batch that it follows from is durable. With
 //! `durability = "os"` the batch must be written, and answers do not wait for its sync ([`crate::faults`]).
 
+use godwit_proto::Alarm;
 use godwit_proto::Output;
-use godwit_proto::node::Alarm;
 
 use crate::judge::Outcome;
 use crate::network::pair;

@@ -4,13 +4,13 @@
 
 use godwit_core::machine::Machine;
 use godwit_core::store::{Batch, Overlay, StoreError};
-use godwit_core::time::{Mono, Now, Wall};
-use godwit_proto::{Input, Output};
+use godwit_core::time::{Now, Wall};
+use godwit_proto::Input;
 
 use crate::judge::{Refusable, Stepped};
 use crate::oracle::Violation;
 use crate::workload::Ask;
-use crate::world::{Event, Group, WALL_START_MS, World};
+use crate::world::{Event, Group, Machinery, WALL_START_MS, World};
 
 /// Steps of all machines in one simulated microsecond: far more than frames and timers that may come together.
 const MOMENT_STEPS_MAX: u32 = 100_000;
@@ -85,11 +85,7 @@ impl World {
             let wrote = effects.batch.bytes();
             let on = if let Input::Frame { link, .. } = &input { Some(*link) } else { None };
             node.handle(now, input, &store, effects).map_err(stopped)?;
-            for output in &effects.outputs[answered..] {
-                if let Output::Close { link, .. } = output {
-                    member.ended.insert(*link);
-                }
-            }
+            Machinery::note(&mut member.ended, &mut member.largest_sent, &effects.outputs[answered..]);
             if let Some(link) = on.filter(|_| damaged) {
                 let wrote = effects.batch.bytes() != wrote;
                 Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
@@ -103,6 +99,7 @@ impl World {
             *inputs += 1;
             let answered = effects.outputs.len();
             node.handle_timeout(now, &store, effects).map_err(stopped)?;
+            Machinery::note(&mut member.ended, &mut member.largest_sent, &effects.outputs[answered..]);
             if judged {
                 let written = &mut member.begun;
                 let step = Stepped { node, who: i, open: &member.open, written, before: None };
@@ -118,8 +115,8 @@ impl World {
             return;
         }
         let Some(node) = &self.nodes[i].node else { return };
-        let Some(Mono(deadline)) = node.next_deadline() else { return };
-        let deadline = deadline.max(self.now_us);
+        let Some(deadline) = node.next_deadline() else { return };
+        let deadline = self.nodes[i].when(deadline).max(self.now_us);
         if self.nodes[i].timer.is_none_or(|timer| timer > deadline) {
             self.nodes[i].timer = Some(deadline);
             self.at(deadline - self.now_us, Event::Timer(i));
@@ -130,6 +127,6 @@ impl World {
         let drifted_ms = self.now_us as i64 / 1000 * self.nodes[i].drift_ppm / 1_000_000;
         let off_ms = self.nodes[i].clock_offset_ms + drifted_ms;
         let wall = (WALL_START_MS + self.now_us / 1000).saturating_add_signed(off_ms);
-        Now { mono: Mono(self.now_us), wall: Wall(wall) }
+        Now { mono: self.nodes[i].mono(self.now_us), wall: Wall(wall) }
     }
 }

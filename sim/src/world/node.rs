@@ -7,12 +7,15 @@ use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::machine::Effects;
 use godwit_core::op::Limits;
 use godwit_core::store::MemStore;
-use godwit_proto::{Input, LinkId, Node, NodeConfig, Output, ReaderId, RequestId};
+use godwit_core::time::Mono;
+use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, ReaderId, RequestId};
 
 use crate::config::RunConfig;
 use crate::disks::Image;
 use crate::faults::{Trouble, Unsynced};
 use crate::judge::{Asked, Outcome};
+
+const MILLION: u128 = 1_000_000;
 
 /// A node with its process, disk and clock.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(crate) struct Machinery {
     pub(crate) clock_offset_ms: i64,
     /// How much its wall clock gains.
     pub(crate) drift_ppm: i64,
+    /// How much faster its monotonic clock goes.
+    pub(crate) pace_ppm: i64,
     pub(crate) fsync_us: u64,
     pub(crate) group_max: usize,
     /// What a reader last saw applied, by partition: it must never shrink.
@@ -56,6 +61,8 @@ pub(crate) struct Machinery {
     pub(crate) trouble: Trouble,
     /// With `durability = "os"`, what is not synced.
     pub(crate) unsynced: Option<Unsynced>,
+    /// Bytes of the largest delta that its machines ever sent.
+    pub(crate) largest_sent: usize,
 }
 
 /// A batch that fills or is on its way to the disk.
@@ -101,6 +108,7 @@ impl Machinery {
             timer: None,
             clock_offset_ms: config.clock_offsets_ms[own],
             drift_ppm: config.drifts_ppm[own],
+            pace_ppm: config.paces_ppm.get(own).copied().unwrap_or(0),
             fsync_us: config.fsync_us[own],
             group_max: config.group_max,
             seen: BTreeMap::new(),
@@ -113,11 +121,67 @@ impl Machinery {
             reads: BTreeMap::new(),
             trouble: Trouble::default(),
             unsynced: config.unsynced[own].then(Unsynced::new),
+            largest_sent: 0,
         }
+    }
+
+    /// Takes note of what a step of the machine says about links.
+    pub(super) fn note(ended: &mut BTreeSet<LinkId>, largest_sent: &mut usize, outputs: &[Output]) {
+        for output in outputs {
+            match output {
+                Output::Close { link, .. } => drop(ended.insert(*link)),
+                Output::Send { message: Message::Deltas { deltas, .. }, .. } => {
+                    let sizes = deltas.iter().map(|delta| delta.as_bytes().len());
+                    *largest_sent = sizes.max().unwrap_or(0).max(*largest_sent);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// How long its disk takes for what waits in the inbox: much, where a group holds few inputs and syncs are long.
+    pub(crate) fn queue_us(&self) -> u64 {
+        (self.inbox.len() / self.group_max) as u64 * self.fsync_us
+    }
+
+    /// What its monotonic clock shows at a time of the world.
+    pub(super) fn mono(&self, at_us: u64) -> Mono {
+        Mono((u128::from(at_us) * self.millionths() / MILLION) as u64)
+    }
+
+    /// The first time of the world at which its monotonic clock shows so much.
+    pub(super) fn when(&self, Mono(shows): Mono) -> u64 {
+        // A deadline that never comes is far beyond what a run takes.
+        u64::try_from((u128::from(shows) * MILLION).div_ceil(self.millionths())).unwrap_or(u64::MAX)
+    }
+
+    /// How many millionths of a second its monotonic clock goes on in a second.
+    fn millionths(&self) -> u128 {
+        (MILLION as i128 + i128::from(self.pace_ppm)).max(1) as u128
     }
 
     /// How many more inputs the group takes that fills.
     pub(super) fn room(&self) -> usize {
         self.group_max.saturating_sub(self.filling.inputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_shows_what_is_due_when_it_is_due() {
+        for ppm in [0, 50, -50, 100_000, -100_000, 999_999, -999_999] {
+            let mut config = RunConfig::calm(2);
+            config.paces_ppm = vec![ppm; 2];
+            let node = Machinery::new(&config, 0);
+            for shows in [0, 1, 2, 999_999, 1_000_000, 1_234_567_891] {
+                let at = node.when(Mono(shows));
+                assert!(node.mono(at) >= Mono(shows), "{ppm} {shows}");
+                assert!(at == 0 || node.mono(at - 1) < Mono(shows), "{ppm} {shows}");
+            }
+            assert!(node.when(Mono(u64::MAX)) > 1 << 60);
+        }
     }
 }

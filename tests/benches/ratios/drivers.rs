@@ -12,7 +12,7 @@ use godwit_core::op::{Limits, Terms, Write};
 use godwit_core::store::{Batch, Family, Overlay, StoreError, StoreRead, Visit};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_engine::store::{Reader, RocksStore, StoreOptions};
-use godwit_proto::node::{Input, Output, Reply, RequestId};
+use godwit_proto::{Input, Output, Reply, RequestId};
 use godwit_proto::{Node, NodeConfig, Tuning};
 use rocksdb::{Cache, DB, Env, Options, WriteBatch, WriteOptions};
 

@@ -72,9 +72,9 @@ pub fn repairs(bytes: &[u8]) {
         let (commits, records) = (&world.commits, &world.records);
         expect_state(&mut world.replicas[at], commits, records);
     }
-    for at in 0..REPLICAS {
-        while let Some(repair) = repairs[at].take() {
-            repairs[at] = step(&mut world, at, repair, from);
+    for (at, repair) in repairs.iter_mut().enumerate() {
+        while let Some(begun) = repair.take() {
+            *repair = step(&mut world, at, begun, from);
         }
         let (commits, records) = (&world.commits, &world.records);
         expect_state(&mut world.replicas[at], commits, records);

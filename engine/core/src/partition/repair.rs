@@ -185,7 +185,7 @@ impl Partition {
         let Some(settling) = txn.settlings().get(self.id).cloned() else { return Ok(true) };
         let most = self.sizes.sweep_rows.max(1);
         let end = keys::after_prefix(&keys::partition_prefix(self.id));
-        let mut found: BTreeMap<Vec<u8>, (Option<Vec<u8>>, Option<Staged>)> = BTreeMap::new();
+        let mut found: BTreeMap<Vec<u8>, RowAndStaged> = BTreeMap::new();
         let (raw, mut outcome) = (txn.raw(), Ok(()));
         raw.scan(Family::Staged, &settling.cursor, &end, &mut |key, entry| {
             match Staged::decode(entry) {
@@ -292,6 +292,9 @@ impl Partition {
         txn.settle(Arc::new(settlings));
     }
 }
+
+/// The row under a key, and what is staged there.
+type RowAndStaged = (Option<Vec<u8>>, Option<Staged>);
 
 fn after(key: Option<&Vec<u8>>) -> Vec<u8> {
     [key.map_or(&[][..], Vec::as_slice), &[0]].concat()

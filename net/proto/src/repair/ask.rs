@@ -11,9 +11,10 @@ use godwit_core::store::{Entry, StoreError, StoreRead};
 use godwit_core::time::{Hlc, Mono};
 
 use super::{LEAVES_MAX, LEVEL_BITS, LINGER_US, NODES_MAX, Tree, hash_key};
+use crate::interface::{Alarm, Output, ReaderId};
 use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, State};
-use crate::node::{Alarm, Node, Output, ReaderId, Step};
+use crate::node::{Node, Step};
 
 /// How long after a repair that was given up the next one begins.
 const PAUSE_US: u64 = 1_000_000;
@@ -131,7 +132,8 @@ impl Node {
         }
         match &asking.stage {
             Stage::Hashing { .. } | Stage::Comparing { .. } => {
-                if !asking.is_reading && self.repairs.read_at() <= now {
+                let may_read = !asking.is_reading && self.repairs.read_at() <= now;
+                if may_read {
                     self.read_own(step);
                 }
             }

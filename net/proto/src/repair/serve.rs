@@ -10,9 +10,10 @@ use godwit_core::store::StoreRead;
 use godwit_core::time::Mono;
 
 use super::{LEAVES_MAX, LEVEL_BITS, LINGER_US, NODES_MAX, SERVED_MAX, Tree, hash_key, tree_bits};
+use crate::interface::{Output, ReaderId};
 use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, Rows, State};
-use crate::node::{Node, Output, ReaderId, Step};
+use crate::node::{Node, Step};
 
 /// What a part counts for in the window beyond its rows, so that their number is bounded too.
 const PART_BYTES: usize = 256;
