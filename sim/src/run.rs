@@ -31,9 +31,6 @@ const LOOK_US: u64 = 50_000;
 /// message costs one more time.
 const SETTLED_INTERVALS: u64 = 8;
 
-/// How often that is looked at in runs where windows of idempotency keys end: nodes make commits then that nobody asked for.
-const SETTLED_LOOKS: u32 = 5;
-
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunReport {
@@ -217,17 +214,19 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
         world.check(node)?;
     }
     let linked = |node: usize, peer: &str| !config.star || node == 0 || peer == "n0";
-    let mut looks = if config.windows_end { SETTLED_LOOKS } else { 1 };
+    // Nodes make commits that nobody asked for: when windows of idempotency keys end, and when sums that a repair brought
+    // are folded. Then it all begins once more.
+    let goes_on = config.windows_end || config.tuning.log_bytes_max != u64::MAX;
+    let deadline = world.now_us + if goes_on { config.convergence_us_max() } else { 0 };
     let unsettled = loop {
         let until = world.now_us + SETTLED_INTERVALS * config.tuning.contexts_interval_us;
         while world.advance(until)? {}
         let unsettled = world.unsettled(linked);
-        looks -= 1;
-        if unsettled.is_none() || looks == 0 {
+        if unsettled.is_none() || world.now_us >= deadline {
             break unsettled;
         }
     };
-    if config.windows_end {
+    if goes_on {
         // What was folded meanwhile.
         agree(world, world.now_us + config.convergence_us_max(), None, |_| {})?;
         for node in 0..world.node_count() {

@@ -13,7 +13,8 @@
 //!
 //! - *Either side may go at any time.* What is staged counts only when everything is there. A part that does not follow the one
 //!   before it is passed over and asked for again; the peer keeps parts until they were taken. A link that comes back within
-//!   [`LINGER_US`] goes on where it was; otherwise the repair begins anew, with any peer.
+//!   [`LINGER_US`] (a sixth of it if another peer could repair as well) goes on where it was; otherwise the repair begins anew,
+//!   with any peer.
 //! - *Bounded.* One repair at a time is asked for, [`SERVED_MAX`] are served, one a peer. For each a snapshot is held, and at
 //!   most a window of parts, a tree and some lists of hashes in memory.
 //! - *Live traffic goes first.* Rows are read off the committing thread, in steps of [`READ_ROWS`], at a rate

@@ -15,6 +15,7 @@ use crate::interface::{Alarm, Output, ReaderId};
 use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, State};
 use crate::node::{Node, Step};
+use crate::peer::Peer;
 
 /// How long after a repair that was given up the next one begins.
 const PAUSE_US: u64 = 1_000_000;
@@ -118,6 +119,8 @@ impl Asking {
     }
 }
 
+/// How long a repair waits for a peer that is cut off while others could repair as well.
+const ELSEWHERE_US: u64 = 10_000_000;
 /// How long to wait for an answer before it is asked for again.
 const RETRY_US: u64 = 2_000_000;
 
@@ -125,11 +128,17 @@ impl Node {
     /// Goes on with the repair that is asked for, or begins the next one.
     pub(super) fn asking_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         let now = step.now.mono;
-        let Some(asking) = &mut self.repairs.asking else { return self.begin_due(step) };
-        if asking.heard_at.plus_us(LINGER_US) <= now {
+        let Some(asking) = &self.repairs.asking else { return self.begin_due(step) };
+        let heard_at = asking.heard_at;
+        if heard_at.plus_us(LINGER_US) <= now {
             self.give_up(step, "nothing came for too long");
             return Ok(());
         }
+        if heard_at.plus_us(ELSEWHERE_US) <= now && self.goes_on_elsewhere() {
+            self.give_up(step, "its peer cannot be reached, and others can");
+            return Ok(());
+        }
+        let Some(asking) = &self.repairs.asking else { return Ok(()) };
         match &asking.stage {
             Stage::Hashing { .. } | Stage::Comparing { .. } => {
                 let may_read = !asking.is_reading && self.repairs.read_at() <= now;
@@ -141,6 +150,20 @@ impl Node {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether the peer of the repair is cut off, and some other could repair this partition or another one.
+    fn goes_on_elsewhere(&self) -> bool {
+        let Some(asking) = &self.repairs.asking else { return false };
+        let repairs = |peer: &Peer| peer.synced().is_some_and(|session| session.place().repairs());
+        if self.peers.get(&asking.peer).is_some_and(repairs) {
+            return false;
+        }
+        let context = self.context(asking.partition);
+        self.peers.iter().any(|(name, peer)| {
+            let has_more = peer.known.get(&asking.partition).is_some_and(|known| !context.covers_all(known));
+            repairs(peer) && (has_more || self.repairs.wanted.values().any(|wanted| wanted == name))
+        })
     }
 
     /// Begins the next repair that may begin.
