@@ -316,6 +316,7 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
             log_bytes_max: config.retention.log_bytes,
             log_age_max_ms: config.retention.log_age_ms,
             repair_bytes_per_s: config.repair.bytes_per_s,
+            scrub_us: config.repair.scrub_every_ms * 1000,
             ..Tuning::default()
         },
     };

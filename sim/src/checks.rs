@@ -156,6 +156,9 @@ impl World {
                             node.name
                         )));
                     }
+                    Some((_, other)) if *other != digest && self.rows_lost > 0 => {
+                        return Ok(Some(format!("{} has other rows in partition {id}", node.name)));
+                    }
                     Some((_, other)) if *other != digest => {
                         return Err(Violation::new(
                             1,

@@ -155,9 +155,9 @@ impl RunConfig {
     }
 }
 
-/// Windows and waits as they are by default, but a log that is never truncated.
+/// Windows and waits as they are by default, but a log that is never truncated, and no scrubs.
 pub fn plain_tuning() -> Tuning {
-    Tuning { log_bytes_max: u64::MAX, log_age_max_ms: u64::MAX, ..Tuning::default() }
+    Tuning { log_bytes_max: u64::MAX, log_age_max_ms: u64::MAX, scrub_us: u64::MAX, ..Tuning::default() }
 }
 
 /// How [`Tuning`] is written in a script.
@@ -181,6 +181,7 @@ struct TuningLine {
     repair_rows: usize,
     repair_window_bytes: usize,
     repair_tree_bits: u8,
+    scrub_us: u64,
     job_delay_us: u64,
     job_pause_us: u64,
     log_bytes_max: u64,

@@ -79,7 +79,7 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
     let old = rng.chance(1, 8);
     // A node that knows no repair could not be helped.
     let truncating = !old && rng.chance(1, 2);
-    let tuning = Tuning {
+    let mut tuning = Tuning {
         contexts_delay_us: 1_000 << rng.below(8),
         contexts_interval_us: 1_000_000 + rng.below(4_000_000),
         window_bytes: 200 << rng.below(14),
@@ -97,6 +97,7 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
         repair_rows: 1 << rng.below(6),
         repair_window_bytes: 100 << rng.below(12),
         repair_tree_bits: 4 * rng.below(3) as u8,
+        scrub_us: u64::MAX,
         job_delay_us: 1_000 << rng.below(10),
         job_pause_us: 1_000 << rng.below(6),
         log_bytes_max: if truncating { 100 << rng.below(10) } else { u64::MAX },
@@ -123,6 +124,12 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
     let mut more = Rng::new(seed ^ MORE_SALT);
     let paced = more.chance(1, 4);
     let paces_ppm = (0..nodes).map(|_| if paced { drift_ppm(&mut more) } else { 0 }).collect();
+    let scrubs = more.chance(1, 3);
+    let (scrub_us, scrub_bytes_per_s) = (8_000_000 << more.below(4), 32_000 << more.below(8));
+    if scrubs {
+        tuning.scrub_us = scrub_us;
+        tuning.repair_bytes_per_s = tuning.repair_bytes_per_s.max(scrub_bytes_per_s);
+    }
     // A disk that is put back may be one of which a power cut has taken something.
     let unsynced = if rollbacks && copied.is_none() && more.chance(1, 3) {
         (0..nodes).map(|_| more.chance(1, 2)).collect()

@@ -32,6 +32,8 @@ pub enum Of {
     PowerCut = 11,
     /// How long a read of the store takes: node, reader, time.
     Reading = 12,
+    /// Which rows a disk loses: time.
+    Damage = 13,
     /// The pages of sets: node, time.
     Members = 20,
 }

@@ -22,7 +22,7 @@ const SYNC_EVERY_US: u64 = 10_000;
 pub type Faults = BTreeMap<&'static str, u64>;
 
 /// Every kind that a run can meet, in the order of reports.
-pub const KINDS: [&str; 28] = [
+pub const KINDS: [&str; 29] = [
     "link cut",
     "link cut one way",
     "connection idle too long",
@@ -51,6 +51,7 @@ pub const KINDS: [&str; 28] = [
     "state repaired",
     "row dropped by a repair",
     "repair given up",
+    "row lost by a disk",
 ];
 
 /// What troubles a process or its disk.

@@ -220,6 +220,10 @@ fn check_config(config: &RunConfig) -> Result<(), String> {
     for (name, time) in times.into_iter().chain(waits) {
         demand(time <= TIME_US_MAX, || format!("{name} must be at most {TIME_US_MAX}, not {time}"))?;
     }
+    let scrub_us = tuning.scrub_us;
+    demand(scrub_us == u64::MAX || (1..=TIME_US_MAX).contains(&scrub_us), || {
+        format!("scrub_us must be 1 to {TIME_US_MAX}, or {} for never, not {scrub_us}", u64::MAX)
+    })?;
     for (name, time) in waits {
         demand(time > 0, || format!("{name} must be at least 1"))?;
     }

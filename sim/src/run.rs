@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use godwit_core::ids::PartitionId;
 
-use crate::config::RunConfig;
+use crate::config::{CRAMPED_CONVERGENCE_US_MAX, RunConfig};
 use crate::draw;
 use crate::draws::Of;
 use crate::failure::View;
@@ -229,6 +229,14 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
     if goes_on {
         // What was folded meanwhile.
         agree(world, world.now_us + config.convergence_us_max(), None, |_| {})?;
+        for node in 0..world.node_count() {
+            world.check(node)?;
+        }
+    }
+    // A node of an older wire version compares nothing.
+    if unsettled.is_none() && config.tuning.scrub_us != u64::MAX && !config.has_old() && world.lose_rows() {
+        // In a scrub all rows are read several times, at what rate the run has drawn.
+        agree(world, world.now_us + CRAMPED_CONVERGENCE_US_MAX, None, |_| {})?;
         for node in 0..world.node_count() {
             world.check(node)?;
         }

@@ -198,7 +198,7 @@ fn without<T: Clone>(all: &[T], i: usize) -> Vec<T> {
 }
 
 /// Values of the configuration that say less.
-const PLAINER: [fn(&mut Script); 24] = [
+const PLAINER: [fn(&mut Script); 25] = [
     |script| script.config.active_us = script.steps.last().map_or(0, |step| step.at_us),
     |script| script.config.busy = None,
     |script| script.config.star = false,
@@ -244,6 +244,7 @@ const PLAINER: [fn(&mut Script); 24] = [
         tuning.repair_window_bytes = plain.repair_window_bytes;
         tuning.repair_tree_bits = plain.repair_tree_bits;
     },
+    |script| script.config.tuning.scrub_us = u64::MAX,
     |script| {
         let (tuning, plain) = (&mut script.config.tuning, plain_tuning());
         tuning.log_bytes_max = plain.log_bytes_max;

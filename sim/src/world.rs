@@ -60,6 +60,8 @@ pub struct World {
     slowest_ms: i64,
     /// Whether commits that wait for ever are allowed: what they depend on may have been lost with a disk.
     pub(crate) may_wait_for_ever: bool,
+    /// Rows that disks have lost.
+    pub(crate) rows_lost: u64,
     queue: BTreeMap<(u64, u64), Event>,
     /// The moment of the last step of a machine, and the steps in it before.
     moment: (u64, u32),
@@ -94,6 +96,7 @@ impl World {
             stamps: Stamps::default(),
             slowest_ms: config.clock_offsets_ms.iter().copied().min().unwrap_or(0),
             may_wait_for_ever: false,
+            rows_lost: 0,
             queue: BTreeMap::new(),
             moment: (0, 0),
             sequence: 0,

@@ -22,6 +22,7 @@
 mod apply;
 mod log;
 mod repair;
+mod scrub;
 mod sweep;
 
 use std::collections::BTreeMap;
@@ -42,9 +43,11 @@ use crate::time::Hlc;
 
 pub use log::{LogEntry, LogFloor, read_log};
 pub use repair::Checked;
+pub use scrub::Reinstated;
 pub use sweep::{Fold, Step};
 
 use log::Log;
+use scrub::Watch;
 
 /// What a delta that waits costs beyond its bytes.
 const PENDING_OVERHEAD_BYTES: usize = 256;
@@ -112,6 +115,8 @@ pub struct Partition {
     has_staged: bool,
     /// Where the next job is looked for.
     job_turn: Option<Vec<u8>>,
+    /// While rows are compared with a peer's: what changes meanwhile.
+    watch: Option<Watch>,
 }
 
 /// A delta that waits: decoded again when its time comes, since the decoded form is many times larger.
@@ -201,6 +206,7 @@ impl Partition {
             has_states,
             has_staged,
             job_turn: None,
+            watch: None,
         })
     }
 
@@ -501,6 +507,9 @@ impl Partition {
             known,
         };
         let left = apply::apply(txn, &place, delta)?;
+        if let Some(watch) = &mut self.watch {
+            watch.touched(self.id, &delta.records);
+        }
         self.has_jobs |= left.job;
         self.has_states |= left.state;
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {

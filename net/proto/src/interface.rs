@@ -201,6 +201,19 @@ pub enum Alarm {
         /// Rows of this node that the peer had no more.
         dropped: u64,
     },
+    /// A scrub found that a partition's rows are not what a peer's are, though both have applied what wrote them.
+    Diverged {
+        /// The partition.
+        partition: PartitionId,
+        /// With whom it was compared.
+        peer: String,
+        /// Rows that this node had lost, and were put back.
+        missing: u64,
+        /// Rows with other contents than the peer's. They stay as they are.
+        altered: u64,
+        /// Some of the fields that these are of.
+        fields: Vec<(RecordId, Field)>,
+    },
     /// The repair of a partition's state was given up; it will be tried again.
     RepairGivenUp {
         /// The partition.

@@ -23,6 +23,7 @@
 //! 6. **Retention** ([`retention`]). The log is truncated by size and age, whoever is behind. A node says when its log does
 //!    not reach back to what a peer has ([`gone`]).
 //! 7. **State repair** ([`repair`]). Where no log reaches back far enough, a partition's state is joined with a peer's.
+//! 8. **Scrub** ([`scrub`]). What is stored is compared with each peer's now and then, and what was lost is put back.
 //!
 //! Deltas are applied in causal order ([`godwit_core::partition`]). The least missing delta in causal order is
 //! always the next one of its origin's stream and can be applied on arrival, so streams never wait for each
@@ -39,6 +40,7 @@ pub mod peer;
 pub mod push;
 pub mod repair;
 pub mod retention;
+pub mod scrub;
 pub mod status;
 
 pub use interface::{Alarm, Input, LinkId, Output, ReaderId, Reply, RequestId};

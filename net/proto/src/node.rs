@@ -32,6 +32,7 @@ use crate::message::Message;
 use crate::peer::{Peer, Place};
 use crate::repair::{READ_ROWS, Repairs};
 use crate::retention::{self, Retention};
+use crate::scrub::Scrubs;
 
 const CLOCK_VERSION: u8 = 1;
 /// How often idempotency keys whose window has ended are looked for.
@@ -107,6 +108,8 @@ pub struct Tuning {
     pub repair_window_bytes: usize,
     /// By how many bits the tree of a repair divides the rows at most; a multiple of 4, up to 20.
     pub repair_tree_bits: u8,
+    /// The time in which each partition is compared with every peer once; `u64::MAX`: never.
+    pub scrub_us: u64,
     /// How long work that was put off (sweeping, counting, folding) rests before its first step.
     pub job_delay_us: u64,
     /// The pause between steps of such work.
@@ -142,6 +145,7 @@ impl Default for Tuning {
             repair_rows: READ_ROWS,
             repair_window_bytes: 8 * 1024 * 1024,
             repair_tree_bits: TREE_BITS_MAX,
+            scrub_us: 86_400_000_000,
             job_delay_us: 200_000,
             job_pause_us: 5_000,
             log_bytes_max: 1024 * 1024 * 1024,
@@ -161,6 +165,7 @@ pub struct Node {
     pub(crate) catch_up: CatchUp,
     pub(crate) incarnation: Incarnation,
     pub(crate) repairs: Repairs,
+    pub(crate) scrubs: Scrubs,
     pub(crate) stopped: bool,
     /// When to do the next step of what was put off.
     jobs_at: Option<Mono>,
@@ -210,6 +215,7 @@ impl Node {
             catch_up: CatchUp::default(),
             incarnation,
             repairs: Repairs::default(),
+            scrubs: Scrubs::default(),
             stopped: false,
             // There may be jobs left from before.
             jobs_at: Some(Mono(0)),
@@ -284,7 +290,7 @@ impl Node {
         now.wall.0.saturating_sub(self.config.idempotency_window_ms)
     }
 
-    fn jobs_may_be_due(&mut self, now: Now, id: PartitionId) {
+    pub(crate) fn jobs_may_be_due(&mut self, now: Now, id: PartitionId) {
         if self.jobs_at.is_none() && self.partitions[usize::from(id.0)].has_jobs() {
             self.jobs_at = Some(now.mono.plus_us(self.config.tuning.job_delay_us));
         }
@@ -508,6 +514,7 @@ impl Machine for Node {
             self.incarnation.deadline(),
             self.jobs_at,
             self.repairs.deadline(self.config.tuning.repair_window_bytes),
+            self.scrubs.deadline(self.repairs.read_at()),
             Some(self.requests_at),
             Some(self.retention.deadline()),
         ];

@@ -24,6 +24,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod serve;
+pub(crate) mod tree;
 
 use std::collections::BTreeMap;
 
@@ -39,18 +40,16 @@ pub use ask::{Phase, RepairStatus};
 
 /// How long a repair waits for the other side before it is given up.
 pub const LINGER_US: u64 = 60_000_000;
-/// Repairs that a node serves at once.
+/// Repairs and scrubs that a node serves at once.
 pub const SERVED_MAX: usize = 4;
+/// A scrub is served only below so many: repairs go first.
+pub(crate) const SCRUBS_SERVED_MAX: usize = 2;
 /// Rows of one read.
 pub const READ_ROWS: usize = 16_384;
-/// Nodes of a tree asked about in one message.
-pub(crate) const NODES_MAX: usize = 4096;
 /// Leaves listed at a time: bounds the hashes that are held.
 pub(crate) const LEAVES_MAX: usize = 16_384;
-/// How many bits one level of a tree adds.
-pub(crate) const LEVEL_BITS: u8 = 4;
-/// Rows that a leaf holds, about, if they are many.
-pub(crate) const LEAF_ROWS: u64 = 4;
+/// Hashes that a scrub names in one message: 256 KiB.
+pub(crate) const OTHERS_HASHES_MAX: usize = 32_768;
 
 /// The repairs of a node.
 #[derive(Debug, Default)]
@@ -66,7 +65,7 @@ pub(crate) struct Repairs {
     /// When the rate allows the next read.
     read_at: Option<Mono>,
     readers: u64,
-    /// Repairs begun, so that each is named anew.
+    /// Repairs and scrubs begun, so that each is named anew.
     begun: u64,
     /// Ended well, since the start.
     pub(crate) done: u64,
@@ -91,7 +90,12 @@ impl Repairs {
         }
     }
 
-    fn next_reader(&mut self) -> ReaderId {
+    /// Whether one is asked for, or will be.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.asking.is_some() || !self.wanted.is_empty()
+    }
+
+    pub(crate) fn next_reader(&mut self) -> ReaderId {
         self.readers += 1;
         ReaderId(self.readers)
     }
@@ -103,7 +107,7 @@ impl Repairs {
     }
 
     /// When the rate allows the next read.
-    fn read_at(&self) -> Mono {
+    pub(crate) fn read_at(&self) -> Mono {
         self.read_at.unwrap_or(Mono(0))
     }
 
@@ -155,7 +159,9 @@ impl Node {
 
     pub(crate) fn repairs_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         self.serving_due(step);
-        self.asking_due(step)
+        self.asking_due(step)?;
+        self.scrub_due(step);
+        Ok(())
     }
 
     pub(crate) fn read_done<S: StoreRead>(
@@ -167,6 +173,10 @@ impl Node {
         self.repairs.paid(step.now.mono, found.bytes_read, self.config.tuning.repair_bytes_per_s);
         if self.repairs.asking.as_ref().is_some_and(|asking| asking.reader == reader) {
             return self.own_read(step, found);
+        }
+        if self.scrubs.reads_as(reader) {
+            self.scrub_read(step, found);
+            return Ok(());
         }
         let peer = self.repairs.serving.iter().find(|(_, serving)| serving.reader == reader);
         if let Some(name) = peer.map(|(name, _)| name.clone()) {
@@ -183,51 +193,4 @@ impl Node {
 /// The key of a repair's hashes.
 pub(crate) fn hash_key(repair: u64) -> [u8; 32] {
     blake3::derive_key("godwit 2026 repair", &repair.to_be_bytes())
-}
-
-/// The sums of a tree's leaves.
-#[derive(Debug)]
-pub(crate) struct Tree {
-    bits: u8,
-    leaves: Vec<u64>,
-}
-
-impl Tree {
-    pub(crate) fn new(bits: u8) -> Self {
-        Self { bits, leaves: vec![0; 1 << bits] }
-    }
-
-    pub(crate) fn bits(&self) -> u8 {
-        self.bits
-    }
-
-    pub(crate) fn add(&mut self, hash: u64) {
-        let leaf = godwit_core::repair::leaf(hash, self.bits) as usize;
-        self.leaves[leaf] = self.leaves[leaf].wrapping_add(hash);
-    }
-
-    /// The same rows, divided by fewer bits.
-    pub(crate) fn cut(&self, bits: u8) -> Self {
-        let leaves = (0..1u32 << bits).map(|at| self.sum(bits, at)).collect();
-        Self { bits, leaves }
-    }
-
-    /// The sum below a node.
-    ///
-    /// # Panics
-    /// If there is no such node.
-    pub(crate) fn sum(&self, depth: u8, position: u32) -> u64 {
-        let below = 1usize << (self.bits - depth);
-        let from = position as usize * below;
-        self.leaves[from..from + below].iter().fold(0, |sum, leaf| sum.wrapping_add(*leaf))
-    }
-}
-
-/// By how many bits the tree of so many rows divides them.
-pub(crate) fn tree_bits(rows: u64, most: u8) -> u8 {
-    let mut bits = 0;
-    while bits < most && (LEAF_ROWS << bits) < rows {
-        bits += LEVEL_BITS;
-    }
-    bits.min(most)
 }

@@ -7,6 +7,7 @@ use godwit_core::ids::{PartitionId, ReplicaId};
 
 use crate::node::Node;
 use crate::repair::RepairsStatus;
+use crate::scrub::ScrubStatus;
 
 /// A node's view of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Status {
     pub log_oldest_ms: Option<u64>,
     /// Its repairs.
     pub repairs: RepairsStatus,
+    /// Its scrubs.
+    pub scrubs: ScrubStatus,
     /// Its peers, as far as they were ever linked.
     pub peers: BTreeMap<String, PeerStatus>,
     /// Whether every peer is linked and has told exactly the contexts that this node has. With a peer that never was
@@ -74,6 +77,7 @@ impl Node {
             log_bytes: self.partitions.iter().map(|partition| partition.log_bytes()).sum(),
             log_oldest_ms: self.partitions.iter().filter_map(|partition| partition.log_oldest_ms()).min(),
             repairs: self.repairs_status(),
+            scrubs: self.scrubs.status(),
             converged: peers.values().all(even),
             contexts,
             peers,

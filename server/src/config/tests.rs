@@ -78,6 +78,7 @@ fn what_cannot_work_is_refused_by_name() {
         (&[("# log_bytes = 1073741824", "log_bytes = 1000")], "retention.log_bytes"),
         (&[("# log_age_ms = 604800000", "log_age_ms = 1000")], "retention.log_age_ms"),
         (&[("# bytes_per_s = 67108864", "bytes_per_s = 1000")], "repair.bytes_per_s"),
+        (&[("# scrub_every_ms = 86400000", "scrub_every_ms = 999")], "repair.scrub_every_ms"),
         (&[("# durability = \"fsync\"", "durability = \"none\"")], "durability"),
         (&[("# filter = \"info\"", "filter = \"a=b=c\"")], "log.filter"),
         (&[("# format = \"text\"", "format = \"xml\"")], "format"),

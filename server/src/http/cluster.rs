@@ -12,6 +12,7 @@ use godwit_core::partition::stored_context;
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_net::{LinkClass, LinkStatus};
 use godwit_proto::repair::{Phase, RepairsStatus};
+use godwit_proto::scrub::ScrubStatus;
 use godwit_proto::status::{PeerStatus, Status};
 use serde::Serialize;
 
@@ -42,10 +43,24 @@ struct ClusterBody {
     log_since: Option<String>,
     /// Partitions whose state is got from a peer.
     repairs: RepairsBody,
+    /// Comparisons of partitions with peers.
+    scrubs: ScrubsBody,
     /// What this node has applied: by partition, the last counter of each replica. Empty partitions are left out.
     contexts: BTreeMap<u16, BTreeMap<String, u64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     digests: Option<DigestsBody>,
+}
+
+#[derive(Serialize)]
+struct ScrubsBody {
+    /// Made, since the start.
+    compared: u64,
+    /// Begun and not ended, since the start: the peer was not reached, or a repair went first.
+    given_up: u64,
+    /// Rows that this node had lost, and were put back.
+    rows_missing: u64,
+    /// Rows found with other contents than a peer's.
+    rows_altered: u64,
 }
 
 #[derive(Serialize)]
@@ -163,6 +178,11 @@ fn repairs(status: RepairsStatus) -> RepairsBody {
     }
 }
 
+fn scrubs(status: ScrubStatus) -> ScrubsBody {
+    let ScrubStatus { compared, given_up, rows_missing, rows_altered } = status;
+    ScrubsBody { compared, given_up, rows_missing, rows_altered }
+}
+
 fn body(
     status: Status,
     peers: &[String],
@@ -207,6 +227,7 @@ fn body(
         log_bytes: status.log_bytes,
         log_since: status.log_oldest_ms.map(rfc3339),
         repairs: repairs(status.repairs),
+        scrubs: scrubs(status.scrubs),
         contexts: status.contexts.iter().map(|(id, context)| (id.0, context_body(context))).collect(),
         digests,
     }

@@ -166,6 +166,19 @@ impl Sink {
             Alarm::Repaired { partition, peer, rows, dropped } => {
                 tracing::info!(%partition, peer, rows, dropped, "repaired a partition from a peer");
             }
+            Alarm::Diverged { partition, peer, missing, altered, fields } => {
+                let fields: Vec<String> =
+                    fields.iter().map(|(record, field)| format!("{record} {}", field.as_str())).collect();
+                tracing::error!(
+                    %partition,
+                    peer,
+                    missing,
+                    altered,
+                    fields = fields.join(", "),
+                    "divergence_detected: rows differ from a peer's though both have applied the same commits; those that were \
+                     missing here are put back, those with other contents stay as they are"
+                );
+            }
             Alarm::RepairGivenUp { partition, peer, why } => {
                 if let Some(suppressed) = self.repairs.pass() {
                     tracing::warn!(%partition, peer, why, suppressed, "gave up a repair; it will be tried again");

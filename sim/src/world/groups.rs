@@ -103,6 +103,12 @@ impl World {
                             self.met("state repaired");
                             (0..*dropped).for_each(|_| self.met("row dropped by a repair"));
                         }
+                        Alarm::Diverged { .. } if self.rows_lost == 0 => {
+                            return Err(Violation::new(
+                                1,
+                                format!("n{i} finds damage where none is: {alarm:?}"),
+                            ));
+                        }
                         Alarm::RepairGivenUp { .. } => self.met("repair given up"),
                         _ => {}
                     }

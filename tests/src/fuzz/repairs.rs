@@ -177,6 +177,7 @@ fn read(
         key: [7; 32],
         asked: repair.asked.clone(),
         theirs,
+        contents: false,
         wanted,
         after: repair.after.clone(),
     };

@@ -28,6 +28,12 @@ pub struct Checked {
     pub hlc: Hlc,
 }
 
+impl Checked {
+    pub(super) fn into_rows(self) -> Vec<Entry> {
+        self.rows
+    }
+}
+
 impl Partition {
     /// Checks rows that a peer with the context `theirs` sent to this node, which asked with `asked`: that they are what is
     /// stored of this partition's records, that the one covers them and the other does not.
@@ -173,6 +179,9 @@ impl Partition {
         self.meta.context = joined;
         txn.put(Family::Meta, keys::partition_meta(self.id), codec::encode(META_VERSION, &self.meta));
         self.log_jumped(txn, &theirs);
+        if let Some(watch) = &mut self.watch {
+            watch.all_touched();
+        }
         let settling = Settling { asked, theirs, before, cursor: keys::partition_prefix(self.id) };
         self.note(txn, Some(settling));
         self.has_jobs = true;
@@ -239,7 +248,7 @@ impl Partition {
     }
 
     /// What follows from rows of a field that came or went.
-    fn field_moved<S: StoreRead>(
+    pub(super) fn field_moved<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
         range: &[u8],

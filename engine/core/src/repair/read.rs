@@ -1,7 +1,7 @@
 //! Reading a state for repair: bounded steps over one snapshot of the store, off the thread that commits.
 //!
 //! Rows that both sides know of are compared by hashes: a keyed BLAKE3 of a row's key and counter (a row's content follows
-//! from these), of which 8 bytes are used. The key is new for every repair and random, so whoever chooses the names of
+//! from these, unless it was damaged, so a scrub adds it), of which 8 bytes are used. The key is new for every repair and random, so whoever chooses the names of
 //! members cannot make two sets of rows look alike, and what is mistaken once (chance: one in 2^64 for each difference) is
 //! not mistaken again. A tree's node is the sum of the hashes below it, by their first bits: the same set of rows has the
 //! same tree whatever the order, rows are spread evenly however large one record is, and no tree is stored or kept up to
@@ -37,6 +37,8 @@ pub struct RepairRead {
     pub asked: VersionVector,
     /// What the other side had; `None` if that is the side that reads: all that is read is covered by it.
     pub theirs: Option<VersionVector>,
+    /// Whether hashes are of the rows' contents too.
+    pub contents: bool,
     /// What of it.
     pub wanted: Wanted,
     /// After which row's key; empty: from the first row on.
@@ -55,6 +57,8 @@ pub enum Wanted {
     Within(Arc<Leaves>),
     /// Of what both cover in some leaves: keys and counters of rows that are not listed.
     Unlisted(Arc<Listed>),
+    /// The same rows, whole.
+    Others(Arc<Listed>),
 }
 
 /// Some leaves of a tree.
@@ -181,7 +185,7 @@ fn take(read: &RepairRead, found: &mut Found, key: &[u8], value: &[u8], dot: Dot
     if read.theirs.as_ref().is_some_and(|theirs| !theirs.covers(dot)) {
         return 0;
     }
-    let hash = hash(&read.key, key, dot);
+    let hash = hash(&read.key, key, dot, if read.contents { value } else { &[] });
     match &read.wanted {
         Wanted::Missing | Wanted::Hashes => found.hashes.push(hash),
         Wanted::Within(leaves) if leaves.contains(hash) => found.hashes.push(hash),
@@ -189,16 +193,21 @@ fn take(read: &RepairRead, found: &mut Found, key: &[u8], value: &[u8], dot: Dot
             found.unlisted.push((key.to_vec(), dot.counter));
             return key.len();
         }
-        Wanted::Within(_) | Wanted::Unlisted(_) => {}
+        Wanted::Others(listed) if listed.leaves.contains(hash) && !listed.hashes.contains(&hash) => {
+            found.rows.push((key.to_vec(), value.to_vec()));
+            return key.len() + value.len();
+        }
+        Wanted::Within(_) | Wanted::Unlisted(_) | Wanted::Others(_) => {}
     }
     // Hashes for the tree are not sent, so they do not count; those of a list are, 8 bytes each.
     if matches!(read.wanted, Wanted::Within(_)) { size_of::<u64>() } else { 0 }
 }
 
-fn hash(repair: &[u8; 32], key: &[u8], dot: Dot) -> u64 {
+fn hash(repair: &[u8; 32], key: &[u8], dot: Dot, content: &[u8]) -> u64 {
     let mut hasher = blake3::Hasher::new_keyed(repair);
     hasher.update(key);
     hasher.update(&dot.counter.to_le_bytes());
+    hasher.update(content);
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     u64::from_be_bytes(first)

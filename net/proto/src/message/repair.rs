@@ -56,6 +56,21 @@ pub enum Ask {
     Hold,
     /// Nothing more.
     End,
+    /// The tree of the rows that a context covers, contents included, once the receiver covers it too: a scrub begins, or if
+    /// the receiver knows it, goes on after its beginning.
+    Compare {
+        /// What the asker has.
+        asked: VersionVector,
+    },
+    /// All rows in some leaves but for those with these hashes.
+    Others {
+        /// The list's number, from 1.
+        stream: u32,
+        /// Which.
+        positions: Vec<u32>,
+        /// Hashes of the asker's rows there.
+        hashes: Vec<[u8; 8]>,
+    },
 }
 
 /// What the other answers.
@@ -112,6 +127,17 @@ pub enum Part {
         upto: Option<Vec<u8>>,
         /// The hashes.
         hashes: Vec<[u8; 8]>,
+    },
+    /// Rows that the asker of a scrub has not.
+    Others {
+        /// The list's number.
+        stream: u32,
+        /// The key after which they begin; empty at the beginning.
+        after: Vec<u8>,
+        /// The key up to which they are all; `None`: there are no more.
+        upto: Option<Vec<u8>>,
+        /// The rows.
+        rows: Rows,
     },
 }
 

@@ -10,7 +10,8 @@ use godwit_core::requests::Sent;
 use godwit_core::store::{Entry, StoreError, StoreRead};
 use godwit_core::time::{Hlc, Mono};
 
-use super::{LEAVES_MAX, LEVEL_BITS, LINGER_US, NODES_MAX, Tree, hash_key};
+use super::tree::{Came, Descent, LEVEL_BITS, Tree};
+use super::{LEAVES_MAX, LINGER_US, hash_key};
 use crate::interface::{Alarm, Output, ReaderId};
 use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, State};
@@ -60,8 +61,8 @@ enum Stage {
     Rows(Vec<u8>),
     /// This node's own tree is made.
     Hashing { root: Root, after: Vec<u8> },
-    /// The trees are compared: nodes of a depth that differ, those that are asked about first.
-    Descending { depth: u8, differ: Vec<u32>, below: Vec<u32> },
+    /// The trees are compared.
+    Descending(Descent),
     /// The other side's hashes in some leaves come.
     Listing { listed: Listed, after: Vec<u8> },
     /// What of this node's own rows is not listed is looked for.
@@ -109,7 +110,7 @@ impl Asking {
             Stage::Hashing { after, .. } | Stage::Listing { after, .. } | Stage::Comparing { after, .. } => {
                 (Phase::Comparing, after.as_slice())
             }
-            Stage::Descending { .. } => (Phase::Comparing, &[][..]),
+            Stage::Descending(_) => (Phase::Comparing, &[][..]),
         };
         // Records lie evenly: the first bytes of their hash say how many are before.
         let passed = after.get(2..4).map_or(0, |hash| u32::from(u16::from_be_bytes([hash[0], hash[1]])));
@@ -195,10 +196,8 @@ impl Node {
         }
         wanted.remove(&partition);
         self.repairs.wanted = wanted;
-        self.repairs.begun += 1;
-        let drawn = [self.incarnation.instance().to_be_bytes(), self.repairs.begun.to_be_bytes()].concat();
-        let digest = blake3::derive_key("godwit 2026 name of a repair", &drawn);
-        let repair = u64::from_be_bytes(digest[..8].try_into().unwrap_or_default());
+        let repair = self.name_of_repair();
+        self.scrub_ends(step, false);
         let asked = self.context(partition).clone();
         let reader = self.repairs.next_reader();
         self.repairs.asking = Some(Asking {
@@ -225,6 +224,14 @@ impl Node {
         Ok(())
     }
 
+    /// A name for a repair or a scrub: random to all others, and never given before.
+    pub(crate) fn name_of_repair(&mut self) -> u64 {
+        self.repairs.begun += 1;
+        let drawn = [self.incarnation.instance().to_be_bytes(), self.repairs.begun.to_be_bytes()].concat();
+        let digest = blake3::derive_key("godwit 2026 name of a repair", &drawn);
+        u64::from_be_bytes(digest[..8].try_into().unwrap_or_default())
+    }
+
     fn ask_again<S: StoreRead>(&mut self, step: &mut Step<'_, S>) {
         if let Some(asking) = &mut self.repairs.asking {
             asking.asked_at = step.now.mono;
@@ -238,10 +245,7 @@ impl Node {
         let ask = match &asking.stage {
             Stage::Rows(after) if after.is_empty() => Ask::Begin { asked: asking.asked.clone() },
             Stage::Rows(after) => Ask::Took { stream: 0, upto: after.clone(), again },
-            Stage::Descending { depth, differ, .. } => {
-                let positions = differ[..differ.len().min(NODES_MAX)].to_vec();
-                Ask::Nodes { depth: *depth, positions }
-            }
+            Stage::Descending(descent) => descent.ask(),
             Stage::Listing { listed, after } if after.is_empty() => {
                 let stream = asking.lists;
                 Ask::List { stream, positions: listed.leaves.positions.iter().copied().collect() }
@@ -279,6 +283,9 @@ impl Node {
         name: &str,
         state: State,
     ) -> Result<Result<(), String>, StoreError> {
+        if self.is_for_scrub(name, &state) {
+            return self.scrub_part_came(step, state.part);
+        }
         let State { partition, repair, part } = state;
         let is_asked = |it: &Asking| it.peer == name && (it.repair, it.partition) == (repair, partition);
         if !self.repairs.asking.as_ref().is_some_and(is_asked) {
@@ -314,6 +321,7 @@ impl Node {
                 self.list_came(step, stream, (after, upto), &hashes);
                 Ok(Ok(()))
             }
+            Part::Others { .. } => Ok(Ok(())),
         }
     }
 
@@ -401,6 +409,7 @@ impl Node {
             key: hash_key(asking.repair),
             asked: asking.asked.clone(),
             theirs: Some(asking.theirs.clone()),
+            contents: false,
             wanted,
             after,
         };
@@ -435,7 +444,7 @@ impl Node {
                         self.list_next(step)
                     }
                     _ => {
-                        asking.stage = Stage::Descending { depth: 0, differ: vec![0], below: Vec::new() };
+                        asking.stage = Stage::Descending(Descent::new());
                         self.ask(step, false);
                         Ok(())
                     }
@@ -464,33 +473,21 @@ impl Node {
     ) -> Result<Result<(), String>, StoreError> {
         let Some(asking) = &mut self.repairs.asking else { return Ok(Ok(())) };
         let Some(tree) = &asking.tree else { return Ok(Ok(())) };
-        let Stage::Descending { depth: at, differ, below } = &mut asking.stage else { return Ok(Ok(())) };
-        if *at != depth
-            || differ.len() < positions.len()
-            || differ[..positions.len()] != *positions
-            || positions.is_empty()
-        {
+        let Stage::Descending(descent) = &mut asking.stage else { return Ok(Ok(())) };
+        let came = descent.came(tree, depth, positions, sums);
+        if matches!(came, Came::Passed) {
             return Ok(Ok(()));
         }
-        if sums.len() != positions.len() << LEVEL_BITS {
-            return Ok(Err("a repair was sent more or fewer nodes than it asked for".into()));
-        }
-        let children = positions.iter().flat_map(|at| (at << LEVEL_BITS)..((at + 1) << LEVEL_BITS));
-        let lower = depth + LEVEL_BITS;
-        let others = children.zip(sums).filter(|(at, sum)| tree.sum(lower, *at).to_be_bytes() != **sum);
-        below.extend(others.map(|(at, _)| at));
-        differ.drain(..positions.len());
         asking.heard_at = step.now.mono;
         asking.asked_at = step.now.mono;
-        if differ.is_empty() {
-            let found = std::mem::take(below);
-            if lower == tree.bits() {
-                asking.leaves = found;
+        match came {
+            Came::Passed | Came::More => self.ask(step, false),
+            Came::Wrong => return Ok(Err("a repair was sent more or fewer nodes than it asked for".into())),
+            Came::Leaves(leaves) => {
+                asking.leaves = leaves;
                 return self.list_next(step).map(Ok);
             }
-            asking.stage = Stage::Descending { depth: lower, differ: found, below: Vec::new() };
         }
-        self.ask(step, false);
         Ok(Ok(()))
     }
 

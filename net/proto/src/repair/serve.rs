@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use godwit_core::context::VersionVector;
 use godwit_core::ids::PartitionId;
-use godwit_core::repair::{Found, Leaves, RepairRead, Wanted};
+use godwit_core::repair::{Found, Leaves, Listed, RepairRead, Wanted};
 use godwit_core::store::StoreRead;
 use godwit_core::time::Mono;
 
-use super::{LEAVES_MAX, LEVEL_BITS, LINGER_US, NODES_MAX, SERVED_MAX, Tree, hash_key, tree_bits};
+use super::tree::{LEVEL_BITS, NODES_MAX, Tree, tree_bits};
+use super::{LEAVES_MAX, LINGER_US, OTHERS_HASHES_MAX, SCRUBS_SERVED_MAX, SERVED_MAX, hash_key};
 use crate::interface::{Output, ReaderId};
 use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, Rows, State};
@@ -18,11 +19,13 @@ use crate::node::{Node, Step};
 /// What a part counts for in the window beyond its rows, so that their number is bounded too.
 const PART_BYTES: usize = 256;
 
-/// A repair that is served.
+/// A repair or scrub that is served.
 #[derive(Debug)]
 pub(crate) struct Serving {
     partition: PartitionId,
     repair: u64,
+    /// Whether it is a scrub: rows are compared, contents included, and only such as the asker lacks are sent.
+    is_scrub: bool,
     asked: VersionVector,
     /// Of the snapshot; known after its first read.
     theirs: VersionVector,
@@ -35,12 +38,11 @@ pub(crate) struct Serving {
     heard_at: Mono,
 }
 
-/// Rows or a list on their way.
+/// Rows or a list on their way, of which each part follows from one read.
 #[derive(Debug)]
 struct Stream {
     number: u32,
-    /// What is listed; `None` for rows.
-    leaves: Option<Arc<Leaves>>,
+    wanted: Wanted,
     /// After which key to go on reading; `None`: all is read.
     after: Option<Vec<u8>>,
     /// Parts sent and not taken, with the key up to which they are, and their bytes.
@@ -49,9 +51,14 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(number: u32, leaves: Option<Leaves>) -> Self {
+    fn new(number: u32, wanted: Wanted) -> Self {
         let after = Some(Vec::new());
-        Self { number, leaves: leaves.map(Arc::new), after, in_flight: VecDeque::new(), in_flight_bytes: 0 }
+        Self { number, wanted, after, in_flight: VecDeque::new(), in_flight_bytes: 0 }
+    }
+
+    /// Whether it is the one with the rows, and the tree at its end.
+    fn is_first(&self) -> bool {
+        self.number == 0
     }
 
     /// Parts up to a key were taken. What is no place of it is passed over: a leftover.
@@ -96,7 +103,10 @@ impl Node {
         let known = known.filter(|it| (it.repair, it.partition) == (repair, partition));
         let Some(serving) = known else {
             match ask {
-                Ask::Begin { asked } => self.serve(step, name, (partition, repair), asked),
+                Ask::Begin { asked } => self.serve(step, name, (partition, repair), asked, false),
+                // It asks again: what it covers comes soon, or it goes elsewhere.
+                Ask::Compare { asked } if !self.context(partition).covers_all(&asked) => {}
+                Ask::Compare { asked } => self.serve(step, name, (partition, repair), asked, true),
                 Ask::End => {}
                 _ => self.answer(step, name, (partition, repair), Part::Lost),
             }
@@ -105,10 +115,13 @@ impl Node {
         serving.heard_at = now;
         match ask {
             // The answer to the first one is on its way, or lost.
-            Ask::Begin { .. } => self.took(step, name, (0, &[]), true),
+            Ask::Begin { .. } | Ask::Compare { .. } => self.took(step, name, (0, &[]), true),
             Ask::Took { stream, upto, again } => self.took(step, name, (stream, &upto), again),
             Ask::Nodes { depth, positions } => return self.nodes_asked(step, name, depth, positions),
-            Ask::List { stream, positions } => return self.list_asked(step, name, stream, positions),
+            Ask::List { stream, positions } => return self.list_asked(step, name, stream, positions, None),
+            Ask::Others { stream, positions, hashes } => {
+                return self.list_asked(step, name, stream, positions, Some(hashes));
+            }
             Ask::Hold => {}
             Ask::End => self.end_serving(step, name),
         }
@@ -121,19 +134,22 @@ impl Node {
         name: &str,
         (partition, repair): (PartitionId, u64),
         asked: VersionVector,
+        is_scrub: bool,
     ) {
         self.end_serving(step, name);
-        if self.repairs.serving.len() >= SERVED_MAX {
+        let most = if is_scrub { SCRUBS_SERVED_MAX } else { SERVED_MAX };
+        if self.repairs.serving.len() >= most {
             return self.answer(step, name, (partition, repair), Part::Busy);
         }
         let serving = Serving {
             partition,
             repair,
+            is_scrub,
             asked,
             theirs: VersionVector::new(),
             reader: self.repairs.next_reader(),
             is_reading: false,
-            stream: Stream::new(0, None),
+            stream: Stream::new(0, if is_scrub { Wanted::Hashes } else { Wanted::Missing }),
             tree: Tree::new(self.config.tuning.repair_tree_bits),
             covered: 0,
             heard_at: step.now.mono,
@@ -194,9 +210,10 @@ impl Node {
         name: &str,
         stream: u32,
         positions: Vec<u32>,
+        but: Option<Vec<[u8; 8]>>,
     ) -> Result<(), String> {
         let Some(serving) = self.repairs.serving.get_mut(name) else { return Ok(()) };
-        if serving.stream.number == 0 && serving.stream.after.is_some() {
+        if serving.stream.is_first() && serving.stream.after.is_some() {
             return Err("a repair asks for leaves before its rows have ended".into());
         }
         if stream <= serving.stream.number {
@@ -207,8 +224,19 @@ impl Node {
         if positions.len() > LEAVES_MAX || positions.iter().any(|&at| u64::from(at) >> bits != 0) {
             return Err("a repair asks for leaves that its tree does not have".into());
         }
+        if but.as_ref().is_some_and(|hashes| hashes.len() > OTHERS_HASHES_MAX) {
+            return Err("a scrub names more hashes than it may".into());
+        }
         let positions: BTreeSet<u32> = positions.into_iter().collect();
-        serving.stream = Stream::new(stream, Some(Leaves { bits, positions }));
+        let leaves = Leaves { bits, positions };
+        let wanted = match but {
+            None => Wanted::Within(Arc::new(leaves)),
+            Some(hashes) => {
+                let hashes = hashes.into_iter().map(u64::from_be_bytes).collect();
+                Wanted::Others(Arc::new(Listed { leaves, hashes }))
+            }
+        };
+        serving.stream = Stream::new(stream, wanted);
         self.serving_due(step);
         Ok(())
     }
@@ -227,16 +255,14 @@ impl Node {
         for serving in self.repairs.serving.values_mut().filter(|serving| serving.may_read(window)) {
             let Some(after) = serving.stream.after.clone() else { continue };
             serving.is_reading = true;
-            let wanted = match &serving.stream.leaves {
-                None => Wanted::Missing,
-                Some(leaves) => Wanted::Within(Arc::clone(leaves)),
-            };
-            let fresh = serving.stream.leaves.is_none() && after.is_empty();
+            let wanted = serving.stream.wanted.clone();
+            let fresh = serving.stream.is_first() && after.is_empty();
             let read = RepairRead {
                 partition: serving.partition,
                 key: hash_key(serving.repair),
                 asked: serving.asked.clone(),
                 theirs: None,
+                contents: serving.is_scrub,
                 wanted,
                 after,
             };
@@ -254,7 +280,7 @@ impl Node {
         let about = (serving.partition, serving.repair);
         let bytes: usize = found.rows.iter().map(|(key, value)| key.len() + value.len()).sum();
         let ends = found.upto.is_none();
-        let part = if serving.stream.leaves.is_none() {
+        let part = if serving.stream.is_first() {
             serving.theirs = found.context;
             serving.covered += found.hashes.len() as u64;
             found.hashes.iter().for_each(|hash| serving.tree.add(*hash));
@@ -267,6 +293,9 @@ impl Node {
             let (clock, rows) = (self.clock.last(), Rows::pack(found.rows));
             let upto = found.upto.clone();
             Part::Rows { theirs, after, upto, clock, rows, requests: found.requests, tree }
+        } else if matches!(serving.stream.wanted, Wanted::Others(_)) {
+            let (stream, rows) = (serving.stream.number, Rows::pack(found.rows));
+            Part::Others { stream, after, upto: found.upto.clone(), rows }
         } else {
             let hashes = found.hashes.into_iter().map(u64::to_be_bytes).collect();
             Part::List { stream: serving.stream.number, after, upto: found.upto.clone(), hashes }
@@ -295,7 +324,7 @@ impl Node {
 
 fn part_after(part: &Part) -> &[u8] {
     match part {
-        Part::Rows { after, .. } | Part::List { after, .. } => after,
+        Part::Rows { after, .. } | Part::List { after, .. } | Part::Others { after, .. } => after,
         _ => &[],
     }
 }
