@@ -211,7 +211,7 @@ pub enum Alarm {
         missing: u64,
         /// Rows with other contents than the peer's. They stay as they are.
         altered: u64,
-        /// Some of the fields that these are of.
+        /// Some of the fields that these are of; none for rows of the peer that make no sense.
         fields: Vec<(RecordId, Field)>,
     },
     /// The repair of a partition's state was given up; it will be tried again.

@@ -17,6 +17,8 @@
 //! Invariants:
 //!
 //! - *Where nothing is damaged a scrub changes nothing, and raises no alarm*, whatever is written meanwhile.
+//! - *Damage does not spread.* Rows of a peer are checked as those of deltas are. Those that do not pass end the comparison, and
+//!   count as altered.
 //! - *Bounded.* One at a time is asked for, and none while this node repairs; it shares readers, rate and limits with repairs. What
 //!   is not compared in [`BATCHES_MAX`] batches of leaves is left for the next time.
 
@@ -445,7 +447,12 @@ impl Node {
         let partition = &mut self.partitions[usize::from(scrub.partition.0)];
         let done = match partition.reinstate(&mut step.txn, partitions, &scrub.asked, rows)? {
             Ok(done) => done,
-            Err(error) => return Ok(Err(format!("rows of a scrub are refused: {error}"))),
+            Err(_) => {
+                // As it is stored there: closing the link would not mend it.
+                scrub.found.altered += 1;
+                self.scrub_ends(step, false);
+                return Ok(Ok(()));
+            }
         };
         let found = &mut scrub.found;
         found.missing += done.missing;
