@@ -30,10 +30,12 @@ impl World {
                 }
             }
             Event::Durable { .. } => Ok(()),
-            Event::Timer(i) => {
+            Event::Timer(i) if self.nodes[i].timer == Some(self.now_us) => {
                 self.nodes[i].timer = None;
                 self.work(i)
             }
+            // An earlier one was set since.
+            Event::Timer(_) => Ok(()),
             Event::Read(read) => self.read_happens(read),
             Event::Arrival(frame) => match self.network.deliver(frame) {
                 Some(frame) => self.arrive(frame),
