@@ -76,7 +76,12 @@ fn diverged(divergence: &Divergence, text: &mut String) -> std::fmt::Result {
             (*other_value, "with another value".to_owned()),
         ];
         let counts = counts.into_iter().filter(|(rows, _)| *rows > 0);
-        let counts: Vec<String> = counts.map(|(rows, what)| format!("{rows} rows {what}")).collect();
+        let counts: Vec<String> = counts
+            .map(|(rows, what)| match rows {
+                1 => format!("1 row {what}"),
+                _ => format!("{rows} rows {what}"),
+            })
+            .collect();
         writeln!(
             text,
             "            namespace {namespace}, key {key:?}, field {field:?} ({ty}): {}",
