@@ -133,9 +133,8 @@ impl Search<'_> {
 
     /// `None` if the node has applied more than it should have.
     async fn ask(&self, node: &Node, from: &str, to: &str, what: &str) -> anyhow::Result<Option<DigestBody>> {
-        let partition = self.partition;
-        let path = format!("/v1/_digest?partition={partition}&from={from}&to={to}{what}");
-        let answer: DigestBody = node.get(&path).await.context("while looking for what differs")?;
+        let part = format!("&from={from}&to={to}{what}");
+        let answer = node.digest(self.partition, &part).await.context("while looking for what differs")?;
         Ok((answer.context == *self.context).then_some(answer))
     }
 }

@@ -12,10 +12,14 @@ use crate::http::digests::{Context, DigestBody};
 
 /// How long a node may take to accept a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long to wait for an answer. To read a partition as a whole takes as long as the disk needs for it.
-const ANSWER_MAX: Duration = Duration::from_secs(600);
+/// How long to wait for what a node knows without reading its data.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// How long to wait for a digest. To read a partition as a whole takes as long as the disk needs for it.
+const DIGEST_MAX: Duration = Duration::from_secs(600);
 /// Bytes of a problem that are shown.
 const PROBLEM_BYTES_MAX: usize = 500;
+
+const CLUSTER: &str = "/v1/_cluster";
 
 /// A node.
 #[derive(Debug, Clone)]
@@ -47,7 +51,6 @@ pub(super) async fn connect(urls: &[String]) -> anyhow::Result<Cluster> {
     let client = reqwest::Client::builder()
         .no_proxy()
         .connect_timeout(CONNECT_MAX)
-        .timeout(ANSWER_MAX)
         .build()
         .context("making an HTTP client")?;
     let mut cluster: Option<Cluster> = None;
@@ -58,7 +61,7 @@ pub(super) async fn connect(urls: &[String]) -> anyhow::Result<Cluster> {
             "{url:?} is not the URL of a node's API: it looks like http://127.0.0.1:7400"
         );
         let mut node = Node { name: url.clone(), url, client: client.clone() };
-        let told: ClusterAnswer = node.get("/v1/_cluster").await?;
+        let told: ClusterAnswer = node.get(CLUSTER, ANSWER_MAX).await?;
         node.name = told.node;
         let known = cluster.get_or_insert_with(|| Cluster {
             name: told.cluster.clone(),
@@ -85,22 +88,27 @@ pub(super) async fn connect(urls: &[String]) -> anyhow::Result<Cluster> {
 
 /// What each node has applied, by partition.
 pub(super) async fn contexts(nodes: &[Node]) -> anyhow::Result<Vec<BTreeMap<u16, Context>>> {
-    let told: Vec<ClusterAnswer> = ask_all(nodes, "/v1/_cluster".to_owned()).await?;
+    let told: Vec<ClusterAnswer> = ask_all(nodes, CLUSTER.to_owned(), ANSWER_MAX).await?;
     Ok(told.into_iter().map(|told| told.contexts).collect())
 }
 
 /// What each node holds in a partition.
 pub(super) async fn digests(nodes: &[Node], partition: u16) -> anyhow::Result<Vec<DigestBody>> {
-    ask_all(nodes, format!("/v1/_digest?partition={partition}")).await
+    ask_all(nodes, digest_path(partition, ""), DIGEST_MAX).await
+}
+
+fn digest_path(partition: u16, more: &str) -> String {
+    format!("/v1/_digest?partition={partition}{more}")
 }
 
 async fn ask_all<T: DeserializeOwned + Send + 'static>(
     nodes: &[Node],
     path: String,
+    wait_max: Duration,
 ) -> anyhow::Result<Vec<T>> {
     let ask = |node: &Node| -> JoinHandle<anyhow::Result<T>> {
         let (node, path) = (node.clone(), path.clone());
-        tokio::spawn(async move { node.get(&path).await })
+        tokio::spawn(async move { node.get(&path, wait_max).await })
     };
     let asked: Vec<_> = nodes.iter().map(ask).collect();
     let mut answers = Vec::new();
@@ -111,15 +119,20 @@ async fn ask_all<T: DeserializeOwned + Send + 'static>(
 }
 
 impl Node {
-    /// What the node answers.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+    /// What the node holds in a part of a partition.
+    pub(super) async fn digest(&self, partition: u16, part: &str) -> anyhow::Result<DigestBody> {
+        self.get(&digest_path(partition, part), DIGEST_MAX).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str, wait_max: Duration) -> anyhow::Result<T> {
         let unreachable = || {
             format!(
                 "{} ({}) does not answer. Is it up, and is this the address of its API?",
                 self.name, self.url
             )
         };
-        let answer = self.client.get(format!("{}{path}", self.url)).send().await.with_context(unreachable)?;
+        let request = self.client.get(format!("{}{path}", self.url)).timeout(wait_max);
+        let answer = request.send().await.with_context(unreachable)?;
         let status = answer.status();
         let body = answer.bytes().await.with_context(unreachable)?;
         if !status.is_success() {
