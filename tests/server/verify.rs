@@ -86,7 +86,7 @@ async fn what_was_changed_behind_a_nodes_back_is_named() {
     converged(&[&a, &b, &c]).await;
     b.terminate();
     assert!(b.exit_status().await.success());
-    let store = RocksStore::open(&cluster.path("b-data"), &StoreOptions::default()).unwrap();
+    let store = RocksStore::open(cluster.path("b-data"), &StoreOptions::default()).unwrap();
     let mut batch = Batch::default();
     let members = rows(&store, "large", "members");
     assert_eq!(members.len(), MEMBERS);
@@ -95,10 +95,13 @@ async fn what_was_changed_behind_a_nodes_back_is_named() {
     let mut value = RowValue::decode(&value).unwrap();
     *value.payload.last_mut().unwrap() ^= 1;
     batch.put(Family::Rows, key, value.encode());
-    let (key, value) = rows(&store, "k5", "explicit").pop().unwrap();
-    // A row under a name that nobody wrote.
-    let invented = [&key[..key.len() - 1], &[key[key.len() - 1] ^ 1]].concat();
-    batch.put(Family::Rows, invented, value);
+    // A row that was replaced is there again.
+    let (key, value) = rows(&store, "k5", "title").pop().unwrap();
+    let mut value = RowValue::decode(&value).unwrap();
+    value.counter = value.counter.checked_sub(1).filter(|counter| *counter > 0).unwrap();
+    let (whose, counter) = key.split_at(key.len() - size_of::<u64>());
+    assert_eq!(counter, (value.counter + 1).to_be_bytes());
+    batch.put(Family::Rows, [whose, &value.counter.to_be_bytes()].concat(), value.encode());
     store.commit(&batch).unwrap();
     drop(store);
     b.restart().await;
@@ -108,7 +111,7 @@ async fn what_was_changed_behind_a_nodes_back_is_named() {
     for named in [
         "namespace ns, key \"large\", field \"members\" (set): 2 rows only on a\n",
         "namespace ns, key \"k3\", field \"title\" (register): 1 row with another value\n",
-        "namespace ns, key \"k5\", field \"explicit\" (flag): 1 row only on b\n",
+        "namespace ns, key \"k5\", field \"title\" (register): 1 row only on b\n",
     ] {
         assert!(said.contains(named), "{said}");
     }
@@ -132,6 +135,13 @@ async fn what_was_changed_behind_a_nodes_back_is_named() {
     assert_eq!((&large["only_first"], &large["only_second"]), (&json!(0), &json!(2)));
     // The others are what they were.
     assert_eq!(verify(&[&a, &c], &[]).0.code(), Some(0));
+
+    // A write replaces what is wrong, through any node where the row is there.
+    c.put("/v1/ns/k3/title", "\"right\"").await.json();
+    b.put("/v1/ns/k5/title", "\"right\"").await.json();
+    let (status, said) = verify(&[&a, &b, &c], &[]);
+    assert_eq!((status.code(), said.matches("namespace").count()), (Some(1), 1), "{said}");
+    assert!(said.contains("key \"large\""), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,7 +152,7 @@ async fn what_a_node_lost_is_found_and_after_a_scrub_it_is_equal_again() {
     converged(&[&a, &b]).await;
     b.terminate();
     assert!(b.exit_status().await.success());
-    let store = RocksStore::open(&cluster.path("b-data"), &StoreOptions::default()).unwrap();
+    let store = RocksStore::open(cluster.path("b-data"), &StoreOptions::default()).unwrap();
     let mut batch = Batch::default();
     let lost = rows(&store, "large", "members").into_iter().step_by(3).chain(rows(&store, "k9", "title"));
     lost.for_each(|(key, _)| batch.delete(Family::Rows, key));
