@@ -103,17 +103,18 @@ fn migrated(path: &Path) {
             let kept = store.get(family, b"partition k").unwrap();
             assert_eq!(kept.as_deref(), Some(family.name().as_bytes()));
         }
-        for family in [Family::Fields, Family::Requests] {
+        for family in [Family::Fields, Family::Requests, Family::Staged] {
             assert_eq!(store.first(family, b"", b"x").unwrap(), None);
         }
     }
     let store = open(path).unwrap();
-    put(&store, Family::Fields, b"x", b"f");
-    put(&store, Family::Requests, b"x", b"r");
+    let added = [(Family::Fields, b"f"), (Family::Requests, b"r"), (Family::Staged, b"s")];
+    added.iter().for_each(|(family, value)| put(&store, *family, b"x", *value));
     drop(store);
     let store = open(path).unwrap();
-    assert_eq!(store.get(Family::Fields, b"x").unwrap(), Some(b"f".to_vec()));
-    assert_eq!(store.get(Family::Requests, b"x").unwrap(), Some(b"r".to_vec()));
+    for (family, value) in added {
+        assert_eq!(store.get(family, b"x").unwrap(), Some(value.to_vec()));
+    }
 }
 
 #[test]
@@ -135,6 +136,10 @@ fn an_interrupted_migration_goes_on() {
         raw(dir.path(), &[&FORMAT_1_FAMILIES[..], created].concat(), 1);
         migrated(dir.path());
     }
+    // From format 2: the family is there, and the format is not written yet.
+    let dir = TempDir::new().unwrap();
+    raw(dir.path(), &[&FORMAT_1_FAMILIES[..], &["fields", "requests", "staged"]].concat(), 2);
+    migrated(dir.path());
     // A creation by the older version that ended before the marker was removed.
     let dir = TempDir::new().unwrap();
     raw(dir.path(), &FORMAT_1_FAMILIES, 1);
@@ -159,6 +164,10 @@ fn a_missing_family_is_refused() {
             assert!(error.to_string().contains(missing), "{error}");
         }
     }
+    let dir = TempDir::new().unwrap();
+    raw(dir.path(), &all, 3);
+    let error = open(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("staged"), "{error}");
 }
 
 #[test]

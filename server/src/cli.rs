@@ -1,4 +1,5 @@
-//! The command line. The exit status is 0 if what was asked was done, 1 if not, 2 if it was not understood.
+//! The command line. The exit status is 0 if what was asked was done, 1 if not, 2 if it was not understood. `verify` has more: 1
+//! if nodes have diverged, 2 if they could not be asked, 3 if nothing was proven.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, LogSection};
 use crate::demo::{self, DemoArguments};
 use crate::node::{RunningNode, StartOptions};
+use crate::verify::{self, VerifyArguments};
 use crate::{ca, logging};
 
 /// Threads for reads that may wait for the disk.
@@ -36,6 +38,9 @@ enum Command {
     },
     /// Shows three regions that take real writes through a partition, and proves that they converge.
     Demo(DemoArguments),
+    /// Proves that nodes hold the same, or names the records that differ. Exit status: 0 equal, 1 diverged, 2 a node could
+    /// not be asked, 3 not proven, since the nodes never had applied the same.
+    Verify(VerifyArguments),
     /// Makes certificates for the links between nodes.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -68,15 +73,17 @@ enum CaCommand {
     },
 }
 
+/// The exit status of `verify` if a node could not be asked.
+const NOT_ASKED: u8 = 2;
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("godwit: {}", told(&error));
-            ExitCode::FAILURE
-        }
-    }
+    let command = Cli::parse().command;
+    let failure = if matches!(command, Command::Verify(_)) { NOT_ASKED } else { 1 };
+    run(command).unwrap_or_else(|error| {
+        eprintln!("godwit: {}", told(&error));
+        ExitCode::from(failure)
+    })
 }
 
 /// An error with its causes, those left out that its own text tells already.
@@ -87,8 +94,12 @@ fn told(error: &anyhow::Error) -> String {
     })
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Verify(arguments) => {
+            let outcome = runtime()?.block_on(verify::run(&arguments))?;
+            return Ok(ExitCode::from(outcome.exit_status()));
+        }
         Command::Serve { config, insecure } => serve(&config, insecure),
         Command::Demo(arguments) => {
             logging::init(&LogSection { filter: "error".into(), ..LogSection::default() })
@@ -104,7 +115,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{} is a valid configuration", file.display());
             Ok(())
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn written(paths: &[PathBuf]) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
 //! | `cluster` | the node's view of the cluster |
+//! | `digests` | digests of partitions and ranges of rows |
 //! | `server` | connections and their limits |
 //!
 //! What holds: no input makes the node panic, hang or grow without bound. A handler that panics is a defect that one
@@ -33,6 +34,7 @@ use crate::node::NodeHandle;
 
 mod batches;
 mod cluster;
+pub(crate) mod digests;
 mod fields;
 mod idempotency;
 mod namespaces;
@@ -96,6 +98,7 @@ fn router(node: NodeHandle) -> Router {
     Router::new()
         .merge(data)
         .route("/v1/_cluster", get(cluster::read))
+        .route("/v1/_digest", get(digests::read))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/problems/{slug}", get(problem_page))

@@ -4,7 +4,8 @@
 //! 2. [`node`]: one running node, from its data directory to its links, and how it stops;
 //! 3. [`http`]: the API, over a [`node::NodeHandle`];
 //! 4. [`cli`]: the command line of the binary `godwit`;
-//! 5. `demo`: three regions in one process, cut, healed, restarted and proved equal.
+//! 5. `demo`: three regions in one process, cut, healed, restarted and proved equal;
+//! 6. `verify`: nodes compared over HTTP, from outside.
 //!
 //! The crate is a library so that the demo and tests start nodes in their own process; the binary adds nothing.
 //! What is absent: nothing here looks into a row, a delta or a message.
@@ -16,3 +17,4 @@ mod demo;
 pub mod http;
 mod logging;
 pub mod node;
+mod verify;

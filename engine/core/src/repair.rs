@@ -39,5 +39,6 @@ pub use read::{Found, Leaves, Listed, ReadSizes, RepairRead, TREE_BITS_MAX, Want
 pub use settled::Settled;
 pub use settling::{Settling, Settlings, Staged};
 
+pub(crate) use read::DeadRows;
 pub(crate) use settled::{get, scan};
 pub(crate) use settling::{Choice, staged_dot};

@@ -17,11 +17,12 @@
 //! |---|---|
 //! | 1 | `rows`, `log`, `keys`, `meta` |
 //! | 2 | those, `fields` and `requests` |
+//! | 3 | those, and `staged` |
 //!
-//! A store of format 1 is brought to 2 when it is opened: the missing families are created, each durable before the
-//! next, and then the format is written. A crash in between leaves format 1 with some of the new families, empty,
-//! and the next opening goes on. The format is written last, so a format 2 that lacks a family has lost it, and is
-//! refused. Which families there are is read without the lock, so it decides only how RocksDB is opened; the format
+//! A store of an older format is brought to the last when it is opened: the missing families are created, each durable
+//! before the next, and then the format is written. A crash in between leaves the older format with some of the new
+//! families, empty, and the next opening goes on. The format is written last, so a format that lacks one of its families
+//! has lost it, and is refused. Which families there are is read without the lock, so it decides only how RocksDB is opened; the format
 //! is read under the lock. A store with families that this version does not know is not opened for writing at all:
 //! it is looked at read-only, to tell a newer format from a stranger.
 //!

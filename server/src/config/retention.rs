@@ -7,7 +7,8 @@ use super::{ConfigError, MIB, setting};
 
 /// The least that may be kept: what the open intervals of the most partitions take is a part of it.
 const LOG_BYTES_LEAST: u64 = 64 * MIB as u64;
-const LOG_AGE_MS_LEAST: u64 = 60_000;
+/// Any age is safe, since who is behind every log is repaired. Less than what links are down for now and then costs a repair each time.
+const LOG_AGE_MS_LEAST: u64 = 1_000;
 
 /// How much of the replication log is kept, whoever is behind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ impl RetentionSection {
         if self.log_age_ms < LOG_AGE_MS_LEAST {
             return Err(setting(
                 "retention.log_age_ms",
-                format!("{} is less than {LOG_AGE_MS_LEAST}, a minute", self.log_age_ms),
+                format!("{} is less than {LOG_AGE_MS_LEAST}, a second", self.log_age_ms),
                 "It should be longer than a peer is ever away; the default is a week",
             ));
         }

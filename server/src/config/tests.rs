@@ -76,7 +76,7 @@ fn what_cannot_work_is_refused_by_name() {
         (&[("# answers_bytes = 134217728", "answers_bytes = 1")], "limits.answers_bytes"),
         (&[("# cache_bytes = 268435456", "cache_bytes = 10")], "storage.cache_bytes"),
         (&[("# log_bytes = 1073741824", "log_bytes = 1000")], "retention.log_bytes"),
-        (&[("# log_age_ms = 604800000", "log_age_ms = 1000")], "retention.log_age_ms"),
+        (&[("# log_age_ms = 604800000", "log_age_ms = 999")], "retention.log_age_ms"),
         (&[("# bytes_per_s = 67108864", "bytes_per_s = 1000")], "repair.bytes_per_s"),
         (&[("# scrub_every_ms = 86400000", "scrub_every_ms = 999")], "repair.scrub_every_ms"),
         (&[("# durability = \"fsync\"", "durability = \"none\"")], "durability"),

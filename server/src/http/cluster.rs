@@ -1,11 +1,11 @@
 //! `/v1/_cluster`: what this node knows of the cluster, and how far apart its nodes are.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::Uri;
 use axum::response::Response;
-use godwit_core::context::VersionVector;
 use godwit_core::digest;
 use godwit_core::ids::PartitionId;
 use godwit_core::partition::stored_context;
@@ -16,6 +16,7 @@ use godwit_proto::scrub::ScrubStatus;
 use godwit_proto::status::{PeerStatus, Status};
 use serde::Serialize;
 
+use super::digests::{Context, context_body};
 use super::problem::Problem;
 use super::request::Query;
 use super::time::{rfc3339, rfc3339_system};
@@ -46,7 +47,7 @@ struct ClusterBody {
     /// Comparisons of partitions with peers.
     scrubs: ScrubsBody,
     /// What this node has applied: by partition, the last counter of each replica. Empty partitions are left out.
-    contexts: BTreeMap<u16, BTreeMap<String, u64>>,
+    contexts: BTreeMap<u16, Context>,
     #[serde(skip_serializing_if = "Option::is_none")]
     digests: Option<DigestsBody>,
 }
@@ -141,9 +142,14 @@ struct DigestsBody {
 pub(super) async fn read(State(api): State<Api>, uri: Uri) -> Result<Response, Problem> {
     let query = Query::parse(uri.query(), &["digests"])?;
     let digests = if query.is_true("digests")? {
-        let _turn = api.digests.lock().await;
+        // It goes with the read, which goes on if the client leaves.
+        let turn = Arc::clone(&api.digests).lock_owned().await;
         let partitions = api.node.partitions();
-        Some(api.node.read(move |store| digest_all(store, partitions)).await?)
+        let read = api.node.read(move |store| {
+            let _turn = turn;
+            digest_all(store, partitions)
+        });
+        Some(read.await?)
     } else {
         None
     };
@@ -231,10 +237,6 @@ fn body(
         contexts: status.contexts.iter().map(|(id, context)| (id.0, context_body(context))).collect(),
         digests,
     }
-}
-
-fn context_body(context: &VersionVector) -> BTreeMap<String, u64> {
-    context.iter().map(|dot| (dot.replica.to_string(), dot.counter)).collect()
 }
 
 fn link_body(link: LinkStatus, peer: Option<&PeerStatus>) -> LinkBody {

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod relay;
+
 /// Whatever is waited for must happen within this.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 

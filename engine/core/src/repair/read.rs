@@ -213,28 +213,48 @@ fn hash(repair: &[u8; 32], key: &[u8], dot: Dot, content: &[u8]) -> u64 {
     u64::from_be_bytes(first)
 }
 
-/// What clears have taken and no sweep has removed, looked up field by field.
-struct DeadRows {
+/// What clears have taken and no sweep has removed, looked up field by field, for rows that come in key order.
+pub(crate) struct DeadRows {
     has_states: bool,
     range: Vec<u8>,
     dead: VersionVector,
 }
 
 impl DeadRows {
-    fn open(store: &impl StoreRead, partition: &[u8]) -> Result<Self, StoreError> {
+    pub(crate) fn open(store: &impl StoreRead, partition: &[u8]) -> Result<Self, StoreError> {
         let has_states = store.first(Family::Fields, partition, &keys::after_prefix(partition))?.is_some();
         Ok(Self { has_states, range: Vec::new(), dead: VersionVector::new() })
     }
 
     fn covers(&mut self, store: &impl StoreRead, key: &[u8], dot: Dot) -> Result<bool, StoreError> {
-        if !self.has_states {
+        self.look_up(store, key)?;
+        Ok(self.dead.covers(dot))
+    }
+
+    /// The same for a row whose dot is not known: it is decoded only where something is dead.
+    pub(crate) fn takes(
+        &mut self,
+        store: &impl StoreRead,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<bool, StoreError> {
+        self.look_up(store, key)?;
+        if self.dead.is_empty() {
             return Ok(false);
+        }
+        let dot = keys::row_dot(key, value).map_err(StoreError::damaged("rows"))?;
+        Ok(self.dead.covers(dot))
+    }
+
+    fn look_up(&mut self, store: &impl StoreRead, key: &[u8]) -> Result<(), StoreError> {
+        if !self.has_states {
+            return Ok(());
         }
         if self.range.is_empty() || !key.starts_with(&self.range) {
             let bytes = keys::type_bytes(key).map_err(StoreError::damaged("rows"))?;
             self.range = key[..bytes].to_vec();
             self.dead = FieldState::read(store, &self.range)?.unwrap_or_default().dead;
         }
-        Ok(self.dead.covers(dot))
+        Ok(())
     }
 }
