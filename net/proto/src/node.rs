@@ -114,7 +114,7 @@ pub struct Tuning {
     /// Bytes of log entries that the node keeps, over all partitions; beyond, the largest log loses its oldest interval. What
     /// follows the last checkpoint of each partition always stays, so that much more may be there.
     pub log_bytes_max: u64,
-    /// How long log entries are kept at most, in milliseconds, if they are followed by a checkpoint.
+    /// How long log entries are kept at most, in milliseconds, from when their interval is finished.
     pub log_age_max_ms: u64,
     /// How often the log's size and age are looked at; what exceeds its size is dropped sooner.
     pub log_check_us: u64,
