@@ -18,7 +18,10 @@ FROM ?= 1
 # Patches to try, of sim/broken; all if empty.
 PATCHES ?=
 
-.PHONY: help setup demo test soak broken lint bench
+# Parts of the benchmark of links; all if empty.
+PARTS ?=
+
+.PHONY: help setup demo test soak broken lint bench bench-links
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
@@ -26,6 +29,7 @@ help:
 	@echo 'make broken break Godwit in many ways, one at a time: the simulator must notice (PATCHES="names")'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
 	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
+	@echo 'make bench-links  measure what replication and repair cost (PARTS="names")'
 	@echo 'make soak   run SEEDS=10000 seeds of the simulator from FROM=1, on all cores'
 	@echo 'make setup  install what a build needs and this machine lacks'
 
@@ -55,6 +59,10 @@ lint: setup
 # A profile of its own: the first run compiles RocksDB once more.
 bench: setup
 	cargo bench --workspace --locked --bench ratios
+
+# PARTS: the names of some of its parts; all if empty.
+bench-links: setup
+	cargo bench --workspace --locked --bench links -- $(PARTS)
 
 # For release, of the simulator and the pure crates only: RocksDB is not compiled.
 soak:

@@ -3,12 +3,18 @@
 //! A frame counts, with [`FRAME_OVERHEAD_BYTES`], from when it is pushed until QUIC has taken it (which then holds at
 //! most its send window). A push that would exceed the bound closes the queue and frees what it held: the peer is too
 //! slow, and what it misses it gets by catching up over a new link.
+//!
+//! Frames that would not fill a datagram wait for others, for [`LINGER`] after what was written last: the headers of a
+//! datagram of its own, and of what acknowledges it, weigh as much as a third of a small commit. So a frame after a pause
+//! leaves at once, and so do many at a time; in between, a frame is late by at most that.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::events::FRAME_OVERHEAD_BYTES;
 use crate::framing;
@@ -17,6 +23,12 @@ use crate::sync::lock;
 
 /// How many bytes of frames are handed to QUIC at once, at least one frame.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Frames of so many bytes together do not wait for others: they fill a datagram on any path.
+const BATCH_BYTES_LEAST: usize = 1_200;
+
+/// How long after the last write fewer bytes than that wait for others.
+pub(crate) const LINGER: Duration = Duration::from_millis(4);
 
 /// Frames up to this size are copied behind their header; larger ones are passed on as they are.
 const COPY_BYTES_MAX: usize = 4 * 1024;
@@ -35,6 +47,10 @@ pub(crate) struct OutboundQueue {
 #[derive(Debug, Default)]
 struct State {
     frames: VecDeque<Bytes>,
+    /// The bytes of the frames queued, with their headers.
+    queued: usize,
+    /// When a batch was last taken.
+    taken_at: Option<Instant>,
     /// The cost of the frames queued and of those being written.
     bytes: usize,
     closed: Option<LinkEnd>,
@@ -73,6 +89,7 @@ impl OutboundQueue {
             return Push::Overflowed;
         }
         state.bytes = bytes;
+        state.queued = state.queued.saturating_add(framed(&frame));
         state.frames.push_back(frame);
         drop(state);
         self.filled.notify_one();
@@ -88,6 +105,7 @@ impl OutboundQueue {
         if state.closed.is_none() {
             state.closed = Some(end);
             state.frames = VecDeque::new();
+            state.queued = 0;
             state.bytes = 0;
             self.closing.notify_one();
         }
@@ -106,12 +124,24 @@ impl OutboundQueue {
     /// Waits for frames and takes as many as make a batch. For one waiter; cancel-safe.
     pub(crate) async fn batch(&self) -> Batch {
         loop {
-            let batch = self.take();
+            let batch = match self.lingers_until() {
+                // Whoever was woken for a frame looks again; at the end of the wait what is there leaves.
+                Some(end) if timeout_at(end, self.filled.notified()).await.is_ok() => continue,
+                _ => self.take(),
+            };
             if !batch.chunks.is_empty() {
                 return batch;
             }
             self.filled.notified().await;
         }
+    }
+
+    /// Until when what is queued waits for more; `None` if it does not.
+    fn lingers_until(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        let is_small = !state.frames.is_empty() && state.queued < BATCH_BYTES_LEAST;
+        let end = state.taken_at.filter(|_| is_small)? + LINGER;
+        (end > Instant::now()).then_some(end)
     }
 
     /// Says that QUIC has taken a batch.
@@ -129,10 +159,14 @@ impl OutboundQueue {
         let mut batch = Batch::default();
         let mut copied = BytesMut::new();
         let mut state = lock(&self.state);
+        if !state.frames.is_empty() {
+            state.taken_at = Some(Instant::now());
+        }
         while batch.cost < BATCH_BYTES_MAX {
             let Some(frame) = state.frames.pop_front() else {
                 break;
             };
+            state.queued = state.queued.saturating_sub(framed(&frame));
             batch.cost += cost(&frame);
             // Frames were checked against a limit that fits the header.
             let Some(header) = framing::header(&frame) else {
@@ -156,6 +190,10 @@ impl OutboundQueue {
     }
 }
 
+fn framed(frame: &Bytes) -> usize {
+    frame.len().saturating_add(framing::FRAME_HEADER_BYTES)
+}
+
 fn cost(frame: &Bytes) -> usize {
     frame.len().saturating_add(FRAME_OVERHEAD_BYTES)
 }
@@ -163,6 +201,20 @@ fn cost(frame: &Bytes) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Batch {
+        /// How many frames.
+        fn frames(&self) -> usize {
+            let mut decoder = framing::Decoder::new(1 << 20);
+            let mut count = 0;
+            for mut chunk in self.chunks.clone() {
+                while decoder.push(&mut chunk).unwrap().is_some() {
+                    count += 1;
+                }
+            }
+            count
+        }
+    }
 
     #[tokio::test]
     async fn batches_carry_frames_in_order_and_free_their_room() {
@@ -183,6 +235,29 @@ mod tests {
         assert!(queue.bytes() > 0);
         queue.written(&batch);
         assert_eq!(queue.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn few_bytes_wait_for_more_unless_they_come_after_a_pause() {
+        let queue = OutboundQueue::new(1 << 20);
+        let push = |bytes: usize| assert_eq!(queue.push(Bytes::from(vec![0; bytes])), Push::Queued);
+        push(5);
+        let first = queue.batch().await;
+        let taken = Instant::now();
+        assert_eq!(first.frames(), 1, "nothing was written before");
+        push(5);
+        push(5);
+        let second = queue.batch().await;
+        assert_eq!(second.frames(), 2);
+        assert!(taken.elapsed() >= LINGER / 2, "they waited: {:?}", taken.elapsed());
+        push(5);
+        push(BATCH_BYTES_LEAST);
+        assert_eq!(queue.lingers_until(), None, "there is enough for a datagram");
+        assert_eq!(queue.batch().await.frames(), 2);
+        tokio::time::sleep(LINGER).await;
+        push(5);
+        assert_eq!(queue.lingers_until(), None, "nothing was written for a while");
+        assert_eq!(queue.batch().await.frames(), 1);
     }
 
     #[tokio::test]

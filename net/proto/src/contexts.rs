@@ -2,24 +2,31 @@
 //!
 //! Told in full on a new link and every [`contexts_interval_us`](crate::Tuning::contexts_interval_us) (which mends
 //! whatever a lost message left wrong), and by partition soon after others' deltas were applied. Own commits need no
-//! telling: the deltas themselves do it. What a peer tells only ever grows while its link lasts, so late messages do
-//! no harm.
+//! telling: the deltas themselves do it. To the peer whose commits were applied a context only acknowledges them, and that
+//! can wait longer ([`ACKNOWLEDGE_DELAYS`]): at a thousand small commits a second in many partitions, each telling costs more
+//! than a tenth of what it tells of. What a peer tells only ever grows while its link lasts, so late messages do no harm.
 
 use godwit_core::context::{Dot, REPLICAS_MAX, VersionVector};
-use godwit_core::ids::PartitionId;
+use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::store::{StoreError, StoreRead};
 use godwit_core::time::Mono;
 
 use crate::message::Message;
 use crate::node::{Node, Step};
 
+/// How many times longer than news an acknowledgement may wait.
+const ACKNOWLEDGE_DELAYS: u64 = 5;
+
 impl Node {
-    /// Others' deltas were applied: peers are to be told soon.
-    pub(crate) fn context_changed(&mut self, now: Mono, partition: PartitionId) {
-        let tell_at = now.plus_us(self.config.tuning.contexts_delay_us);
-        for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
+    /// Others' deltas were applied, all of this replica's if one is named: peers are to be told soon.
+    pub(crate) fn context_changed(&mut self, now: Mono, partition: PartitionId, of: Option<ReplicaId>) {
+        let delay_us = self.config.tuning.contexts_delay_us;
+        for peer in self.peers.values_mut() {
+            let is_news = of.is_none() || peer.replica() != of;
+            let tell_at = now.plus_us(if is_news { delay_us } else { delay_us * ACKNOWLEDGE_DELAYS });
+            let Some(session) = peer.session.as_mut() else { continue };
             session.untold.insert(partition);
-            session.tell_at.get_or_insert(tell_at);
+            session.tell_at = Some(session.tell_at.map_or(tell_at, |at| at.min(tell_at)));
         }
     }
 

@@ -9,7 +9,7 @@
 //!   [`crate::incarnation`]), never panic.
 //! - What was put off (sweeping, counting, folding) is done a step at a time, with pauses, so that it delays nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use godwit_core::codec::{self, CodecError};
@@ -72,7 +72,7 @@ pub struct NodeConfig {
 /// Windows and waits of the protocol. Times are in microseconds.
 #[derive(Debug, Clone)]
 pub struct Tuning {
-    /// How long after applying others' deltas the new contexts are told.
+    /// How long after applying others' deltas the new contexts are told; five times longer to those whose deltas they are.
     pub contexts_delay_us: u64,
     /// How often all contexts are told, changed or not.
     pub contexts_interval_us: u64,
@@ -117,7 +117,7 @@ pub struct Tuning {
     /// Bytes of log entries that the node keeps, over all partitions; beyond, the largest log loses its oldest interval. What
     /// follows the last checkpoint of each partition always stays, so that much more may be there.
     pub log_bytes_max: u64,
-    /// How long log entries are kept at most, in milliseconds, if they are followed by a checkpoint.
+    /// How long log entries are kept at most, in milliseconds, from when their interval is finished.
     pub log_age_max_ms: u64,
     /// How often the log's size and age are looked at; what exceeds its size is dropped sooner.
     pub log_check_us: u64,
@@ -353,18 +353,18 @@ impl Node {
         id: PartitionId,
         deltas: Vec<EncodedDelta>,
     ) -> Result<Result<(), String>, StoreError> {
-        let mut applied_any = false;
+        let mut writers = BTreeSet::new();
         let mut outcome = Ok(());
         for encoded in deltas {
-            outcome = self.receive_one(step, id, encoded, &mut applied_any)?;
+            outcome = self.receive_one(step, id, encoded, &mut writers)?;
             if outcome.is_err() {
                 break;
             }
         }
-        if applied_any {
+        if let Some(writer) = writers.pop_first() {
             self.write_clock(step);
             self.catch_up.repair_alarmed.remove(&id);
-            self.context_changed(step.now.mono, id);
+            self.context_changed(step.now.mono, id, writers.is_empty().then_some(writer));
             self.review_lacks(step.now.mono, id);
             self.jobs_may_be_due(step.now, id);
         }
@@ -376,7 +376,7 @@ impl Node {
         step: &mut Step<'_, S>,
         id: PartitionId,
         encoded: EncodedDelta,
-        applied_any: &mut bool,
+        writers: &mut BTreeSet<ReplicaId>,
     ) -> Result<Result<(), String>, StoreError> {
         let refused = |error: CodecError| Ok(Err(format!("a delta of partition {id} is refused: {error}")));
         let dots = match encoded.dots() {
@@ -414,7 +414,7 @@ impl Node {
         self.pending_bytes = self.pending_bytes + partition.pending_bytes() - before;
         match received {
             Received::Applied(all) => {
-                *applied_any = true;
+                writers.extend(all.iter().flat_map(|it| it.dots.last_dots()).map(|dot| dot.replica));
                 all.iter().for_each(|applied| self.applied_remote(step, id, applied));
             }
             Received::Dropped => step.outputs.push(Output::Alarm(Alarm::PendingFull { partition: id })),

@@ -2,7 +2,8 @@
 //!
 //! The partition with the largest log loses its oldest interval first, until all together fit
 //! ([`crate::Tuning::log_bytes_max`]): a partition that is written often does not take the log of a quiet one. Age
-//! ([`crate::Tuning::log_age_max_ms`]) counts for each by itself. A step drops a bounded number of intervals; if that was
+//! ([`crate::Tuning::log_age_max_ms`]) counts for each by itself, and ends the interval of one that is not written any
+//! more. A step drops a bounded number of intervals; if that was
 //! not enough the next one follows at once, after what clients asked for meanwhile. What exceeds the size is dropped as
 //! soon as it is there, so the log stays at its size under any rate of writes.
 //!
@@ -73,7 +74,11 @@ impl Node {
             return Ok(());
         }
         let (bytes_max, age_max_ms) = (self.config.tuning.log_bytes_max, self.config.tuning.log_age_max_ms);
-        let oldest_ms = step.now.wall.0.saturating_sub(age_max_ms);
+        let now_ms = step.now.wall.0;
+        let oldest_ms = now_ms.saturating_sub(age_max_ms);
+        for partition in &mut self.partitions {
+            partition.end_interval(&mut step.txn, oldest_ms, now_ms);
+        }
         let mut bytes: u64 = self.partitions.iter().map(|partition| partition.log_bytes()).sum();
         let mut garbage: BTreeMap<PartitionId, u64> = BTreeMap::new();
         if !std::mem::replace(&mut self.retention.begun, true) {

@@ -166,6 +166,12 @@ impl NodeHandle {
         self.0.transport.as_ref().map(TransportHandle::links).unwrap_or_default()
     }
 
+    /// Commits writes to records of one partition, atomically. `Ok` means as durable as configured. Waits for room in the
+    /// committer's queue for up to 5 s.
+    pub async fn commit(&self, writes: Vec<Write>, terms: Terms) -> Result<Committed, CommitFailure> {
+        self.commit_holding(writes, terms, None).await
+    }
+
     /// Commits writes to records of one partition, atomically. `Ok` means as durable as configured. The permit for what the
     /// writes take in memory goes with them, whether or not the caller waits.
     pub(crate) async fn commit_holding(

@@ -102,6 +102,8 @@ pub(super) struct Log {
     dropped: u64,
     /// The last checkpoint.
     last: Mark,
+    /// When the last entry was written; since the opening: when that was first asked for.
+    written_ms: Option<u64>,
     /// The first checkpoint at or after the first entry: the end of the oldest whole interval.
     oldest: Option<Mark>,
     /// The time of the first checkpoint that tells one. What is older than that is taken to be as old.
@@ -148,7 +150,8 @@ impl Log {
             1 => 0,
             _ => checkpoint_before(store, id, first)?.mark((last, bytes)).bytes,
         };
-        let mut log = Self { floor, bytes, dropped, last: newest, oldest: None, timed_ms: None };
+        let mut log =
+            Self { floor, bytes, dropped, last: newest, written_ms: None, oldest: None, timed_ms: None };
         log.find_oldest(store, id, last)?;
         if log.oldest.is_some_and(|oldest| oldest.written_ms.is_none()) {
             let untimed = last_checkpoint(store, id, first - 1, last, |it| it.written_ms.is_none())?;
@@ -180,19 +183,35 @@ impl Partition {
         let (id, index, log) = (self.id, self.meta.log_last, &mut self.log);
         txn.put(Family::Log, keys::log_entry(id, index), encoded.as_bytes().to_vec());
         log.bytes = log.bytes.saturating_add(encoded.as_bytes().len() as u64);
-        let bytes = log.bytes;
+        log.written_ms = Some(now_ms);
         if index - log.last.index >= self.meta.checkpoint_entries
-            || bytes - log.last.bytes >= self.sizes.checkpoint_bytes
+            || log.bytes - log.last.bytes >= self.sizes.checkpoint_bytes
         {
-            let context = self.meta.context.clone();
-            let checkpoint = Checkpoint2 { context, bytes, written_ms: now_ms };
-            let value = codec::encode(CHECKPOINT_VERSION, &checkpoint);
-            txn.put(Family::Log, keys::log_checkpoint(id, index), value);
-            log.last = Mark { index, bytes, written_ms: Some(now_ms) };
-            log.oldest.get_or_insert(log.last);
-            log.timed_ms.get_or_insert(now_ms);
+            self.write_checkpoint(txn, now_ms);
         }
         index
+    }
+
+    /// Ends the last interval with a checkpoint if no entry was written since `oldest_ms` (milliseconds since 1970), so that
+    /// [`Self::truncate`] can drop it: a partition that is not written any more does not keep its log. Entries from before
+    /// the opening count from the first call, which is at `now_ms`.
+    pub fn end_interval<S: StoreRead>(&mut self, txn: &mut Txn<'_, S>, oldest_ms: u64, now_ms: u64) {
+        if self.log.last.index < self.meta.log_last {
+            let written_ms = *self.log.written_ms.get_or_insert(now_ms);
+            if written_ms < oldest_ms {
+                self.write_checkpoint(txn, written_ms);
+            }
+        }
+    }
+
+    fn write_checkpoint<S: StoreRead>(&mut self, txn: &mut Txn<'_, S>, written_ms: u64) {
+        let (id, index, log) = (self.id, self.meta.log_last, &mut self.log);
+        let (context, bytes) = (self.meta.context.clone(), log.bytes);
+        let value = codec::encode(CHECKPOINT_VERSION, &Checkpoint2 { context, bytes, written_ms });
+        txn.put(Family::Log, keys::log_checkpoint(id, index), value);
+        log.last = Mark { index, bytes, written_ms: Some(written_ms) };
+        log.oldest.get_or_insert(log.last);
+        log.timed_ms.get_or_insert(written_ms);
     }
 
     /// The index of the last log entry, 0 if there was none.
@@ -251,7 +270,7 @@ impl Partition {
     }
 
     /// Drops whole intervals, the oldest first, as long as fewer than `excess` bytes are dropped or the interval was finished
-    /// before `oldest_ms` (milliseconds since 1970): a bounded number. The entries since the last checkpoint always stay.
+    /// before `oldest_ms` (milliseconds since 1970): a bounded number. The entries since the last checkpoint stay.
     /// Returns the index of the first entry that is left, if any was dropped: all below is garbage once this is durable
     /// ([`keys::log_garbage`]).
     pub fn truncate<S: StoreRead>(

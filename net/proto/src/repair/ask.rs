@@ -569,7 +569,7 @@ impl Node {
         }
         self.repairs.begin_at = Some(step.now.mono);
         self.write_clock(step);
-        self.context_changed(step.now.mono, id);
+        self.context_changed(step.now.mono, id, None);
         self.review_lacks(step.now.mono, id);
         self.jobs_are_due(step.now.mono);
         Ok(())

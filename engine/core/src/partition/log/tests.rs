@@ -58,6 +58,10 @@ impl Bench {
         self.within(|partition, txn| partition.truncate(txn, excess, oldest_ms).unwrap())
     }
 
+    fn end_interval(&mut self, oldest_ms: u64, now_ms: u64) {
+        self.within(|partition, txn| partition.end_interval(txn, oldest_ms, now_ms));
+    }
+
     fn trim(&mut self) {
         self.store.trim(ID, self.partition.log_floor().first);
     }
@@ -91,7 +95,12 @@ fn sizes(checkpoint_entries: u64, checkpoint_bytes: u64) -> Sizes {
 enum Act {
     Own(usize),
     Theirs(usize),
-    Truncate { excess: u64, age_ms: u64 },
+    Truncate {
+        excess: u64,
+        age_ms: u64,
+    },
+    /// Ends an interval of this age.
+    End(u64),
     Jump,
     Trim,
     Reopen,
@@ -102,6 +111,7 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (0usize..200).prop_map(Act::Own),
         6 => (0usize..200).prop_map(Act::Theirs),
         2 => (0u64..2000, 0u64..40).prop_map(|(excess, age_ms)| Act::Truncate { excess, age_ms }),
+        1 => (0u64..40).prop_map(Act::End),
         1 => Just(Act::Jump),
         1 => Just(Act::Trim),
         1 => Just(Act::Reopen),
@@ -135,6 +145,7 @@ proptest! {
                     prop_assert!(dropped >= excess || !here.partition.can_truncate());
                     prop_assert!(here.partition.log_oldest_ms().is_none_or(|ms| ms >= now - age_ms));
                 }
+                Act::End(age_ms) => here.end_interval(now - age_ms, now),
                 Act::Jump => {
                     let context = here.partition.context().clone();
                     here.within(|partition, txn| partition.log_jumped(txn, &context));
@@ -197,10 +208,32 @@ fn the_log_is_cut_at_checkpoints_by_bytes_and_by_age() {
     assert!(bench.partition.log_bytes() < all * 7 / 10);
     assert_eq!(bench.partition.log_bytes(), bench.counted());
     assert_eq!(bench.truncate(0, 2000), Some(9));
-    // What follows the last checkpoint stays, however old.
+    // What follows the last checkpoint stays until its interval is ended.
     assert_eq!(bench.truncate(u64::MAX, u64::MAX), None);
     assert!(!bench.partition.can_truncate());
     assert_eq!(bench.partition.log_bytes(), bench.counted());
+}
+
+#[test]
+fn an_interval_to_which_nothing_is_added_is_ended_by_age() {
+    let mut bench = Bench::new(1, sizes(4, 1 << 20));
+    (0..3).for_each(|i| drop(bench.commit(100, 1000 + i)));
+    bench.end_interval(1002, 5000);
+    assert!(!bench.partition.can_truncate(), "the last entry is of 1002");
+    bench.end_interval(1003, 5000);
+    assert_eq!((bench.partition.log_oldest_ms(), bench.truncate(0, 1003)), (Some(1002), Some(4)));
+    assert_eq!((bench.partition.log_bytes(), bench.counted()), (0, 0));
+    bench.trim();
+    bench.reopen();
+    assert_eq!(bench.partition.log_floor().first, 4);
+    drop(bench.commit(100, 6000));
+    // Opened again, it does not know of 6000.
+    bench.reopen();
+    bench.end_interval(7000, 7000);
+    bench.end_interval(7000, 9000);
+    assert!(!bench.partition.can_truncate());
+    bench.end_interval(7001, 9000);
+    assert_eq!((bench.truncate(0, 7001), bench.partition.log_bytes()), (Some(5), 0));
 }
 
 #[test]
