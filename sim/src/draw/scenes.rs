@@ -5,8 +5,10 @@
 //! nodes, times and commits are drawn; what went wrong before goes on into it. Scenes have draws of their own, so that the
 //! seeds without one are what they would be if there were none.
 
+use godwit_core::op::{Op, Write};
 use godwit_core::rng::Rng;
 
+use crate::clients::Plan;
 use crate::config::RunConfig;
 use crate::network::pair;
 use crate::script::{Act, Script, Step};
@@ -14,6 +16,8 @@ use crate::workload;
 
 /// One run in so many ends with a scene.
 const SCENE_ONE_IN: u64 = 3;
+/// And of the others one in so many that all speak the present wire version: with a repair.
+const REPAIR_ONE_IN: u64 = 6;
 /// What the draws of scenes are told from those of scripts by.
 const SALT: u64 = 0x05ce_4e5c_e4e5;
 /// How long nothing but what went on before happens after the last step of a scene.
@@ -34,6 +38,8 @@ enum Scene {
     OneMemberEach,
     /// A node stops in order, and two processes go on with what it left.
     TwoGoOn,
+    /// A node is cut off until no log reaches back to what it has, and writes while it repairs its state.
+    OutOfReach,
 }
 
 /// Ends a script with a scene, if its seed has one.
@@ -42,6 +48,8 @@ pub(super) fn play_out(script: &mut Script, rollbacks: bool) {
     if rng.chance(1, SCENE_ONE_IN) {
         let scene = *rng.pick(&possible(&script.config, rollbacks));
         end_with(scene, script, rng);
+    } else if !script.config.has_old() && rng.chance(1, REPAIR_ONE_IN) {
+        end_with(Scene::OutOfReach, script, rng);
     }
 }
 
@@ -76,6 +84,7 @@ fn end_with(scene: Scene, script: &mut Script, mut rng: Rng) {
         Scene::LastAnswer => director.last_answer(),
         Scene::OneMemberEach => director.one_member_each(),
         Scene::TwoGoOn => director.two_go_on(),
+        Scene::OutOfReach => director.out_of_reach(),
     }
     let Director { now_us, mut steps, .. } = director;
     script.config.active_us = now_us + AFTER_US;
@@ -196,6 +205,76 @@ impl Director<'_> {
         }
         self.now_us += both_us + 2_100_000;
     }
+
+    fn out_of_reach(&mut self) {
+        self.quick_links();
+        let node = self.node();
+        let config = &mut *self.config;
+        config.star = false;
+        // Small parts, read slowly: much happens between the first and the last of a repair.
+        config.tuning.log_bytes_max = 100 << self.rng.below(4);
+        config.tuning.sizes.checkpoint_entries = 1 + self.rng.below(4);
+        config.tuning.sizes.checkpoint_bytes = 50 << self.rng.below(4);
+        config.tuning.repair_rows = 1 << self.rng.below(4);
+        config.tuning.repair_bytes_per_s = 2_000 << self.rng.below(8);
+        // A slow clock, that follows the others'.
+        config.max_clock_drift_ms = config.max_clock_drift_ms.max(100_000);
+        config.clock_offsets_ms[node] = -(self.rng.below(20_000) as i64);
+        config.clients = config.clients.max(1);
+        let others: Vec<usize> = (0..config.nodes).filter(|&other| other != node).collect();
+        let times = 1 + self.rng.below(3);
+        for _ in 0..times {
+            let away_us = 1_000_000 + self.rng.below(2_000_000);
+            self.step(0, Act::Isolate { node, for_us: away_us });
+            let count = 5 + self.rng.below(30);
+            for _ in 0..count {
+                let other = *self.rng.pick(&others);
+                self.commits(other, 1, 0, away_us);
+            }
+            if self.rng.chance(1, 2) {
+                let other = *self.rng.pick(&others);
+                self.deletions(other, away_us);
+            }
+            let key = self.now_us;
+            if self.rng.chance(1, 2) {
+                let other = *self.rng.pick(&others);
+                self.once(other, key, away_us / 2);
+            }
+            if self.rng.chance(1, 3) {
+                let for_us = 1 + self.rng.below(300_000);
+                let after_us = away_us + self.rng.below(1_000_000);
+                self.step(after_us, Act::Crash { node, for_us });
+            }
+            let back_us = 1_000_000 + self.rng.below(3_000_000);
+            let count = self.rng.below(16);
+            self.commits(node, count, away_us, back_us);
+            // A retry after the window of its key would be another request.
+            let retries = if self.config.windows_end { 0 } else { self.rng.below(6) };
+            for _ in 0..retries {
+                let after_us = away_us + self.rng.below(back_us);
+                self.step(after_us, Act::Session { client: 0, node, plan: Plan::Retry });
+            }
+            self.now_us += away_us + back_us;
+        }
+    }
+
+    /// The last that a node does is to remove everything, so that no row has the latest stamp.
+    fn deletions(&mut self, node: usize, after_us: u64) {
+        for record in workload::records() {
+            let mut writes = vec![Write { record, ops: vec![Op::Delete] }];
+            if self.config.windows_end {
+                workload::without_deletions(&mut writes);
+            }
+            self.step(after_us, Act::Commit { node, writes });
+        }
+    }
+
+    /// The first client does something once, under a key.
+    fn once(&mut self, node: usize, key: u64, after_us: u64) {
+        let writes = workload::commit_once(&mut self.rng);
+        let plan = Plan::Write { writes, says: false, key: Some(key) };
+        self.step(after_us, Act::Session { client: 0, node, plan });
+    }
 }
 
 #[cfg(test)]
@@ -212,6 +291,7 @@ mod tests {
             (Scene::LastAnswer, "frame lost", 1),
             (Scene::OneMemberEach, "disk put back", 1),
             (Scene::TwoGoOn, "directory copied", 1),
+            (Scene::OutOfReach, "state repaired", 1),
         ];
         for (scene, kind, times) in effects {
             for seed in 1..4 {
