@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use support::{Answer, client, eventually};
 use trio::{PARTITIONS, Trio};
 
-/// A repair of all partitions lasts some seconds: what a filler has in each is read at this rate.
-const SLOWLY: u64 = 2 * 1024 * 1024;
+/// A repair of all partitions lasts some ten seconds: what a filler has in each is read at this rate.
+const SLOWLY: u64 = 1024 * 1024;
 const FAST: u64 = 64 * 1024 * 1024;
 
 /// No answer to a client takes as long, also while others repair: on a busy machine, too.
@@ -157,14 +157,17 @@ async fn an_empty_node_joins_peers_with_short_logs_while_everybody_writes() {
     let acked = || writers.iter().map(|(_, acked)| acked.load(Ordering::Relaxed)).collect::<Vec<_>>();
     let served_by = trio.middle("c").await;
     let before = acked();
-    let serving = trio.repairs(served_by).await;
-    assert_eq!(serving["serving"], 1, "{serving}");
+    eventually("the other side shows it", async || {
+        (trio.repairs(served_by).await["serving"] == 1).then_some(())
+    })
+    .await;
     let in_the_middle = eventually("everybody is served while c repairs", async || {
         let are_served = acked().iter().zip(&before).all(|(now, before)| *now >= before + 5);
         if !are_served {
             return None;
         }
-        Some(trio.repairs("c").await)
+        // Between two partitions none is under way.
+        Some(trio.repairs("c").await).filter(|repairs| repairs["under_way"].is_object())
     })
     .await;
     assert!(in_the_middle["done"].as_u64().unwrap() < u64::from(PARTITIONS), "{in_the_middle}");
@@ -190,7 +193,12 @@ async fn an_empty_node_joins_peers_with_short_logs_while_everybody_writes() {
     assert_eq!(counted, written);
     let repairs = trio.repairs("c").await;
     assert!(repairs["bytes_received"].as_u64().unwrap() > 8 * 1024 * 1024, "{repairs}");
-    assert_eq!((&repairs["under_way"], &repairs["waiting"]), (&Value::Null, &json!(0)));
+    // So much was written that logs may have been cut again meanwhile.
+    eventually("c has nothing left to repair", async || {
+        let repairs = trio.repairs("c").await;
+        (repairs["under_way"].is_null() && repairs["waiting"] == 0).then_some(())
+    })
+    .await;
 }
 
 /// Two records in each partition that one commit made or changed.
