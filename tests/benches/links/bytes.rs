@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use godwit_core::op::Write;
 use godwit_core::rng::Rng;
 use godwit_engine::store::{RocksStore, StoreOptions};
-use tokio::time::sleep;
 
 use super::load::{self, PAYLOAD_BYTES, VALUE_BYTES, WRITERS};
-use super::pair::{self, PARTITIONS, Pair, Sent, Settings, status};
+use super::pair::{self, PARTITIONS, Pair, Sent, Settings, pause, status};
 use super::{Wanted, result, told};
 
 /// Records of the large data sets.
@@ -88,12 +87,12 @@ async fn flows(pair: &Pair) -> f64 {
     let greeted = loop {
         match sent() {
             Some(bytes) => break bytes,
-            None => sleep(look).await,
+            None => pause(look).await,
         }
     };
     let began = Instant::now();
     while sent().unwrap_or(0) < greeted + GREETINGS_BYTES {
-        sleep(look).await;
+        pause(look).await;
     }
     began.elapsed().as_secs_f64() / (2.0 * FAR.as_secs_f64())
 }
@@ -165,7 +164,7 @@ async fn repaired(pair: &Pair) -> Sent {
     let linked = began.elapsed();
     pair.has_all().await;
     let took = began.elapsed() - linked;
-    sleep(Duration::from_secs(1)).await;
+    pause(Duration::from_secs(1)).await;
     let after = status(pair.b()).await.repairs;
     let (done, given_up) = (after.done - before.done, after.given_up - before.given_up);
     told(&format!("{done} repairs, {given_up} given up: {:.1} s after the link", took.as_secs_f64()));
@@ -226,7 +225,7 @@ pub async fn deleted() {
     let writes = (0..MANY).map(|i| load::delete(load::record(i)));
     load::write_all(node.handle(), WRITERS, load::commits(writes, FILL_COMMIT)).await;
     told(&format!("deleted; waiting {} s, for the age at which the log goes", (AGE + SETTLES).as_secs()));
-    sleep(AGE + SETTLES).await;
+    pause(AGE + SETTLES).await;
     told(&format!("the log has {} B", status(node.handle()).await.log_bytes));
     node.shutdown().await.expect("an orderly stop");
     let left = compacted(&data);

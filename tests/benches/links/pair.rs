@@ -72,6 +72,11 @@ pub fn directory() -> TempDir {
     tempfile::tempdir_in(parent).expect("a directory")
 }
 
+/// Waits for a time that a measurement lasts, or until it looks again.
+pub async fn pause(time: Duration) {
+    tokio::time::sleep(time).await; // polls: the caller looks, or the time itself is what is measured
+}
+
 /// Looks until there is something, for as long as anything may take.
 pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
@@ -80,7 +85,7 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
             return found;
         }
         assert!(began.elapsed() < PATIENCE, "{what}: not within {} s", PATIENCE.as_secs());
-        tokio::time::sleep(LOOK).await;
+        pause(LOOK).await;
     }
 }
 
@@ -202,7 +207,7 @@ impl Pair {
     /// Waits until `b` has all that `a` has, and then until it is quiet.
     pub async fn caught_up(&self) {
         self.has_all().await;
-        tokio::time::sleep(SETTLE).await;
+        pause(SETTLE).await;
     }
 
     /// Waits until `b` has all that `a` has.

@@ -8,10 +8,9 @@ use godwit_core::read;
 use godwit_core::rng::Rng;
 use godwit_server::node::NodeHandle;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
 
 use super::load::{self, FIELD, VALUE_BYTES, WRITERS};
-use super::pair::{PARTITIONS, Pair, Settings, status};
+use super::pair::{PARTITIONS, Pair, Settings, pause, status};
 use super::{Wanted, result, told};
 
 /// Names how long the peer is dead, in seconds.
@@ -55,7 +54,7 @@ async fn catch_up(delay: Duration, bytes: u64) -> f64 {
     told(&format!("{:.0} MiB of deltas are missing", deltas as f64 / MIB));
     pair.heal();
     while pair.b().links().iter().all(|link| link.up.is_none()) {
-        sleep(Duration::from_millis(1)).await;
+        pause(Duration::from_millis(1)).await;
     }
     let began = Instant::now();
     let progress = tokio::spawn(progress(pair.b().clone(), began));
@@ -72,7 +71,7 @@ async fn catch_up(delay: Duration, bytes: u64) -> f64 {
 /// Tells what came, now and then.
 async fn progress(node: NodeHandle, began: Instant) {
     loop {
-        sleep(Duration::from_secs(3)).await;
+        pause(Duration::from_secs(3)).await;
         let received: u64 =
             node.links().iter().filter_map(|link| link.up.as_ref()).map(|up| up.udp_bytes_received).sum();
         told(&format!("{:.1} s: {:.1} MiB came", began.elapsed().as_secs_f64(), received as f64 / MIB));
@@ -133,7 +132,8 @@ pub async fn dead() {
         most as f64 / MIB,
         filled as f64 / MIB
     );
-    result("dead", later / earlier, Wanted::AtMost(1.02), &told);
+    // Memtables come and go by a few MiB. Were the peer's deltas kept, there would be several times as much.
+    result("dead", later / earlier, Wanted::AtMost(1.05), &told);
     let told = format!("log {:.1} MiB at most, cap {:.0} MiB", log as f64 / MIB, CAP_BYTES as f64 / MIB);
     result("dead", log as f64 / CAP_BYTES as f64, Wanted::AtMost(1.01), &told);
     pair.stop().await;
@@ -152,7 +152,7 @@ async fn watch(node: NodeHandle, samples: Arc<Mutex<Vec<(u64, u64)>>>) {
             told(&format!("{resident:.0} MiB resident, {log:.1} MiB of log"));
         }
         drop(samples);
-        sleep(PAUSE).await;
+        pause(PAUSE).await;
     }
 }
 
@@ -173,9 +173,12 @@ pub async fn delay() {
         (began.elapsed() < SATURATED).then(|| vec![write])
     });
     let made = load::write_all(pair.a(), WRITERS, writes).await as u64;
+    let alone = made as f64 / began.elapsed().as_secs_f64();
+    // What saturates is what both can take: they share the machine here.
+    pair.has_all().await;
     let saturating = made as f64 / began.elapsed().as_secs_f64();
     pair.caught_up().await;
-    told(&format!("saturated at {saturating:.0} commits/s, {WRITERS} at once"));
+    told(&format!("{WRITERS} at once: {alone:.0} commits/s in one, {saturating:.0} commits/s in both"));
 
     let delays = Arc::new(Mutex::new(Vec::new()));
     let mut rng = Rng::new(2);
@@ -188,9 +191,9 @@ pub async fn delay() {
             load::write_one(a, write).await;
             if i.is_multiple_of(WATCHED) {
                 let committed = Instant::now();
-                sleep(ONE_WAY.saturating_sub(Duration::from_millis(5))).await;
+                pause(ONE_WAY.saturating_sub(Duration::from_millis(5))).await;
                 while !is_readable(&b, &record).await {
-                    sleep(Duration::from_micros(500)).await;
+                    pause(Duration::from_micros(500)).await;
                 }
                 delays.lock().await.push(committed.elapsed());
             }
