@@ -104,8 +104,10 @@ impl Node {
         let Some(serving) = known else {
             match ask {
                 Ask::Begin { asked } => self.serve(step, name, (partition, repair), asked, false),
-                // It asks again: what it covers comes soon, or it goes elsewhere.
+                // It asks again, so it is not told. Nodes scrub in turns of one length: one that went away when there is no
+                // room would find none the next time either.
                 Ask::Compare { asked } if !self.context(partition).covers_all(&asked) => {}
+                Ask::Compare { .. } if self.serves_others(name) >= SCRUBS_SERVED_MAX => {}
                 Ask::Compare { asked } => self.serve(step, name, (partition, repair), asked, true),
                 Ask::End => {}
                 _ => self.answer(step, name, (partition, repair), Part::Lost),
@@ -128,6 +130,10 @@ impl Node {
         Ok(())
     }
 
+    fn serves_others(&self, name: &str) -> usize {
+        self.repairs.serving.keys().filter(|other| *other != name).count()
+    }
+
     fn serve<S: StoreRead>(
         &mut self,
         step: &mut Step<'_, S>,
@@ -137,8 +143,7 @@ impl Node {
         is_scrub: bool,
     ) {
         self.end_serving(step, name);
-        let most = if is_scrub { SCRUBS_SERVED_MAX } else { SERVED_MAX };
-        if self.repairs.serving.len() >= most {
+        if self.repairs.serving.len() >= SERVED_MAX {
             return self.answer(step, name, (partition, repair), Part::Busy);
         }
         let serving = Serving {
