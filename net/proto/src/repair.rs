@@ -40,6 +40,8 @@ pub use ask::{Phase, RepairStatus};
 
 /// How long a repair waits for the other side before it is given up.
 pub const LINGER_US: u64 = 60_000_000;
+/// How long to wait for an answer before it is asked for again.
+pub(crate) const RETRY_US: u64 = 2_000_000;
 /// Repairs and scrubs that a node serves at once.
 pub const SERVED_MAX: usize = 4;
 /// A scrub is served only below so many: repairs go first.

@@ -37,14 +37,12 @@ use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, State};
 use crate::node::{Node, Step};
 use crate::repair::tree::{Came, Descent, LEVEL_BITS, Tree};
-use crate::repair::{LEAVES_MAX, LINGER_US, OTHERS_HASHES_MAX, hash_key};
+use crate::repair::{LEAVES_MAX, LINGER_US, OTHERS_HASHES_MAX, RETRY_US, hash_key};
 
 /// Batches of leaves in which rows are looked for, in one comparison.
 const BATCHES_MAX: u32 = 4;
 /// Fields that an alarm names.
 const NAMED_MAX: usize = 10;
-/// How long to wait for an answer before it is asked for again.
-const RETRY_US: u64 = 2_000_000;
 /// The shortest pause between comparisons.
 const PAUSE_US_MIN: u64 = 1_000;
 

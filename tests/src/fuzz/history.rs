@@ -134,7 +134,13 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(sizes: Sizes) -> Self {
+    pub(super) fn chosen(from: &mut Choices<'_>) -> Self {
+        let sizes = Sizes {
+            checkpoint_entries: 4,
+            checkpoint_bytes: 1024,
+            clear_rows: *from.pick(&[256, 0, 1, 2]),
+            sweep_rows: *from.pick(&[1, 2, 1024]),
+        };
         Self {
             replicas: (1..=REPLICAS as u64).map(|id| Replica::new(id, sizes.clone())).collect(),
             commits: BTreeMap::new(),

@@ -4,7 +4,7 @@
 //! was when it was last remembered and then brought on by a part of the log: it must come to the rows, byte for byte, that a
 //! fresh replica has of the commits one by one.
 
-use godwit_core::partition::{LogEntry, Sizes};
+use godwit_core::partition::LogEntry;
 use godwit_core::store::MemStore;
 
 use super::bytes::Choices;
@@ -19,12 +19,7 @@ const STEPS_MAX: usize = 48;
 /// If it does not.
 pub fn intervals(bytes: &[u8]) {
     let from = &mut Choices::new(bytes);
-    let mut world = World::new(Sizes {
-        checkpoint_entries: 4,
-        checkpoint_bytes: 1024,
-        clear_rows: *from.pick(&[256, 0, 1, 2]),
-        sweep_rows: *from.pick(&[1, 2, 1024]),
-    });
+    let mut world = World::chosen(from);
     // States of before, with the replica whose they were.
     let mut remembered = Vec::new();
     for _ in 0..STEPS_MAX {

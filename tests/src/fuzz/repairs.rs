@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use godwit_core::context::{Dot, VersionVector};
-use godwit_core::partition::Sizes;
 use godwit_core::repair::{self, Found, Leaves, Listed, ReadSizes, RepairRead, Wanted};
 use godwit_core::store::MemStore;
 
@@ -45,12 +44,7 @@ enum Stage {
 /// If it does not.
 pub fn repairs(bytes: &[u8]) {
     let from = &mut Choices::new(bytes);
-    let mut world = World::new(Sizes {
-        checkpoint_entries: 4,
-        checkpoint_bytes: 1024,
-        clear_rows: *from.pick(&[256, 0, 1, 2]),
-        sweep_rows: *from.pick(&[1, 2, 1024]),
-    });
+    let mut world = World::chosen(from);
     let mut repairs: Vec<Option<Repair>> = (0..REPLICAS).map(|_| None).collect();
     for _ in 0..STEPS_MAX {
         if from.is_empty() {

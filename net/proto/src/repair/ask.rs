@@ -11,7 +11,7 @@ use godwit_core::store::{Entry, StoreError, StoreRead};
 use godwit_core::time::{Hlc, Mono};
 
 use super::tree::{Came, Descent, LEVEL_BITS, Tree};
-use super::{LEAVES_MAX, LINGER_US, hash_key};
+use super::{LEAVES_MAX, LINGER_US, RETRY_US, hash_key};
 use crate::interface::{Alarm, Output, ReaderId};
 use crate::message::Message;
 use crate::message::repair::{Ask, Part, Pull, Root, State};
@@ -122,8 +122,6 @@ impl Asking {
 
 /// How long a repair waits for a peer that is cut off while others could repair as well.
 const ELSEWHERE_US: u64 = 10_000_000;
-/// How long to wait for an answer before it is asked for again.
-const RETRY_US: u64 = 2_000_000;
 
 impl Node {
     /// Goes on with the repair that is asked for, or begins the next one.
