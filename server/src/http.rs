@@ -5,7 +5,7 @@
 //! | [`problem`] | what can go wrong, and how it is told |
 //! | `request` | names in paths, query parameters, bodies: everything that is checked before a handler runs |
 //! | `ops` | operations as JSON |
-//! | `records`, `fields`, `sets` | the handlers of records and their parts |
+//! | `records`, `fields`, `sets`, `zsets` | the handlers of records and their parts |
 //! | `session`, `idempotency` | tokens: what a client has seen, and the wait for it; keys under which a write is made once |
 //! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
 //! | `paging` | how long a page is, and where the next one begins |
@@ -49,6 +49,7 @@ mod session;
 mod sets;
 mod time;
 mod view;
+mod zsets;
 
 pub(crate) use server::{HttpServer, serve};
 

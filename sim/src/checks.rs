@@ -3,10 +3,11 @@
 use godwit_core::context::VersionVector;
 use godwit_core::digest;
 use godwit_core::ids::{Key, Member, PartitionId};
+use godwit_core::keys;
 use godwit_core::partition;
-use godwit_core::read::{self, PageLimits, ReadError, ReadLimits, Value};
+use godwit_core::read::{self, PageLimits, ReadAt, ReadError, ReadLimits, Value};
 use godwit_core::repair::Settled;
-use godwit_core::store::StoreError;
+use godwit_core::store::{Family, StoreError, StoreRead};
 
 use crate::draws::Of;
 use crate::oracle::{Commit, Violation};
@@ -18,6 +19,10 @@ use crate::world::World;
 const COUNTS_FOR_BYTES_LEAST: usize = 128;
 
 impl World {
+    pub(crate) fn read_at(&self, now_ms: u64) -> ReadAt {
+        ReadAt { partitions: self.partitions, now_ms }
+    }
+
     /// Compares a node's durable state with what must be there.
     pub fn check(&mut self, i: usize) -> Result<(), Violation> {
         if !self.nodes[i].takes_part {
@@ -77,7 +82,7 @@ impl World {
         // Each page gets on by one mark at least.
         for _ in 0..=workload::records().len() {
             let from = after.as_ref().map(Key::as_str);
-            let page = read::list_keys(store, self.partitions, &namespace, "", from, limits)
+            let page = read::list_keys(store, self.read_at(0), &namespace, "", from, limits)
                 .map_err(|error| Violation::new(10, format!("n{i}: {error}")))?;
             listed.extend(page.items);
             after = page.next;
@@ -102,14 +107,14 @@ impl World {
             bytes_max: 1 + rng.below(4) as usize,
             rows_max: 1 + rng.below(6) as usize,
         };
-        let partitions = self.partitions;
+        let at = self.read_at(0);
         let broken = |error: ReadError| Violation::new(10, format!("n{i}: {error}"));
         let store = &Settled::open(&self.nodes[i].disk).map_err(|error| broken(error.into()))?;
         for (record, field) in workload::records()
             .iter()
             .flat_map(|record| workload::set_fields().into_iter().map(move |field| (record, field)))
         {
-            let views = read::field(store, partitions, record, &field, ReadLimits::NONE).map_err(broken)?;
+            let views = read::field(store, at, record, &field, ReadLimits::NONE).map_err(broken)?;
             let members = views.into_iter().find_map(|view| match view.value {
                 Value::Set { members, .. } => Some(members),
                 _ => None,
@@ -119,7 +124,7 @@ impl World {
             // Each page gets on by one member at least, one that is cleared and not swept yet too.
             for _ in 0..=workload::MEMBERS.len() {
                 let from = after.as_ref().map(Member::as_str);
-                let page = read::members(store, partitions, record, &field, from, limits).map_err(broken)?;
+                let page = read::members(store, at, record, &field, from, limits).map_err(broken)?;
                 shown.extend(page.items.iter().map(|member| member.as_str().to_string()));
                 after = page.next;
                 if after.is_none() {
@@ -185,6 +190,21 @@ impl World {
             })?;
             Some(format!("n{i} does not know that it agrees with {open:?}"))
         })
+    }
+
+    /// Whether some node has records whose time of expiry is still to come, or that it has yet to sweep.
+    pub fn has_due(&self) -> Result<bool, Violation> {
+        let broken = |error: StoreError| Violation::new(10, error.to_string());
+        for member in self.nodes.iter().filter(|member| member.takes_part) {
+            for id in (0..self.partitions).map(PartitionId) {
+                let dues = keys::dues(id);
+                let first = member.disk.first(Family::Meta, &dues, &keys::after_prefix(&dues));
+                if first.map_err(broken)?.is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Marks what a node's disk holds, so that a timeline can tell where views part.

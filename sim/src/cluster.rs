@@ -10,7 +10,7 @@ use godwit_core::context::VersionVector;
 use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Op, Terms, Write};
-use godwit_core::read::{self, FieldView, ReadLimits};
+use godwit_core::read::{self, FieldView, ReadAt, ReadLimits};
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
 use godwit_proto::message::WIRE_VERSION;
@@ -111,7 +111,8 @@ impl Cluster {
 
     /// Reads a record at a node.
     pub fn read(&self, node: usize, record: &RecordId) -> Result<Vec<FieldView>, StepError> {
-        read::record(&self.members[node].store, PARTITIONS, record, ReadLimits::NONE)
+        let at = ReadAt { partitions: PARTITIONS, now_ms: self.now_us / 1000 };
+        read::record(&self.members[node].store, at, record, ReadLimits::NONE)
             .map_err(|error| StepError(error.to_string()))
     }
 

@@ -199,4 +199,11 @@ struct SizesLine {
     checkpoint_bytes: u64,
     clear_rows: usize,
     sweep_rows: usize,
+    #[serde(default = "sweep_after_ms")]
+    sweep_after_ms: u64,
+}
+
+/// Of scripts written before records expired.
+fn sweep_after_ms() -> u64 {
+    Sizes::default().sweep_after_ms
 }

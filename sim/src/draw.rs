@@ -22,6 +22,7 @@ use crate::workload;
 const KEYS: u64 = 60;
 
 /// What later additions to the draws of a configuration are told from the others by.
+const EXPIRY_SALT: u64 = 0x6578_7069_7279_0001;
 const MORE_SALT: u64 = 0xadd1_7104;
 
 /// How often things happen; needed for drawing only.
@@ -108,6 +109,7 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
             checkpoint_bytes: 50 << rng.below(10),
             clear_rows: rng.below(4) as usize,
             sweep_rows: 1 + rng.below(3) as usize,
+            sweep_after_ms: 50 << Rng::new(seed ^ EXPIRY_SALT).below(8),
         },
     };
     let wire = |rng: &mut Rng| if old && rng.chance(1, 2) { WIRE_OLDEST } else { WIRE_VERSION };

@@ -50,7 +50,7 @@ impl World {
         let read = |record: &RecordId| {
             let store = Settled::open(&self.nodes[i].disk).map_err(ReadError::from);
             let views =
-                store.and_then(|store| read::record(&store, self.partitions, record, ReadLimits::NONE));
+                store.and_then(|store| read::record(&store, self.read_at(0), record, ReadLimits::NONE));
             match views {
                 Ok(views) => format!("{:?}", oracle::as_spec(&views)),
                 Err(error) => error.to_string(),
@@ -190,6 +190,12 @@ fn op(op: &Op) -> String {
         Op::Disable { field } => format!("disable {field}"),
         Op::Add { field, members } => format!("add {} to {field}", names(members)),
         Op::Remove { field, members } => format!("remove {} from {field}", names(members)),
+        Op::ZAdd { field, scores } => format!("zadd {scores:?} to {field}"),
+        Op::ZIncr { field, member, by } => format!("zincr {member} of {field} by {by}"),
+        Op::ZRemove { field, members } => format!("zremove {} from {field}", names(members)),
+        Op::Observe { field, members } => format!("observe {} in {field}", names(members)),
+        Op::Expire { in_ms } => format!("expire in {in_ms} ms"),
+        Op::Persist => "persist".into(),
         Op::Clear { field } => format!("clear {field}"),
         Op::Delete => "delete".into(),
     }

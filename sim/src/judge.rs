@@ -1,17 +1,23 @@
 //! What a step of a node's machine did, for the oracle: commits that clients asked for, commits that the node made of its
-//! own accord (folds), and answers without a commit. The oracle hears of them in their order once their group is durable
+//! own accord (folds, sweeps of what has expired), and answers without a commit. The oracle hears of them in their order once their group is durable
 //! ([`Outcome::tell`]): what they say may rest on commits before them, which it knows only then. Answers to commits with an
 //! idempotency key are held against what was made under the key ([`Requests`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_core::context::{Dot, VersionVector};
-use godwit_core::ids::{PartitionId, ReplicaId};
+use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::CommitError;
+use godwit_core::row::FieldType;
+use godwit_core::store::{Batch, Family};
+use godwit_core::time::Hlc;
+use godwit_core::types::zset;
 use godwit_proto::{Node, Output, Reply, RequestId};
 
 use crate::oracle::{Commit, Oracle, Violation};
 use crate::requests::Requests;
+use crate::spec::SpecOp;
 use crate::workload::Ask;
 
 /// A request that is not answered.
@@ -30,7 +36,7 @@ pub(crate) enum Outcome {
     /// A commit.
     Made(Commit),
     /// A commit that changed nothing, as its node saw it.
-    Unchanged { partition: PartitionId, ask: Ask, saw: VersionVector },
+    Unchanged(Refusable),
     /// A commit that was refused.
     Refused(Refusable, CommitError),
 }
@@ -40,15 +46,15 @@ impl Outcome {
     pub(crate) fn tell(&self, oracle: &mut Oracle) -> Result<(), Violation> {
         match self {
             Self::Made(commit) => {
-                oracle.accepted(commit.partition, &commit.ask, &commit.saw)?;
+                oracle.accepted(commit.partition, &commit.ask, &commit.saw, commit.now_ms)?;
                 oracle.committed(commit)
             }
-            Self::Unchanged { partition, ask, saw } => {
-                oracle.accepted(*partition, ask, saw)?;
-                oracle.changed_nothing(*partition, ask, saw)
+            Self::Unchanged(Refusable { partition, ask, saw, now_ms }) => {
+                oracle.accepted(*partition, ask, saw, *now_ms)?;
+                oracle.changed_nothing(*partition, ask, saw, *now_ms)
             }
-            Self::Refused(Refusable { partition, ask, saw }, refusal) => {
-                oracle.refused(*partition, ask, saw, refusal)
+            Self::Refused(Refusable { partition, ask, saw, now_ms }, refusal) => {
+                oracle.refused(*partition, ask, saw, *now_ms, refusal)
             }
         }
     }
@@ -60,6 +66,8 @@ pub(crate) struct Refusable {
     pub(crate) partition: PartitionId,
     pub(crate) ask: Ask,
     pub(crate) saw: VersionVector,
+    /// The time that its node had.
+    pub(crate) now_ms: u64,
 }
 
 /// A node after one step.
@@ -67,7 +75,11 @@ pub(crate) struct Stepped<'a> {
     pub(crate) node: &'a Node,
     /// Its number.
     pub(crate) who: usize,
+    /// The time that it has.
+    pub(crate) now_ms: u64,
     pub(crate) open: &'a BTreeMap<RequestId, Asked>,
+    /// What it writes.
+    pub(crate) batch: &'a Batch,
     /// What it had written before.
     pub(crate) written: &'a mut BTreeMap<(ReplicaId, PartitionId), u64>,
     pub(crate) before: Option<(RequestId, Refusable)>,
@@ -105,14 +117,22 @@ impl Stepped<'_> {
                 Reply::Committed { repeated: true, .. } | Reply::Stopping | Reply::Status(_) => {}
                 Reply::Committed { partition, commit: Some((dot, hlc)), context, .. } => {
                     let saw = before(context, dot.counter);
-                    let commit =
-                        Commit { partition: *partition, dot: *dot, hlc: Some(*hlc), ask: ask.clone(), saw };
+                    let commit = Commit {
+                        partition: *partition,
+                        dot: *dot,
+                        hlc: Some(*hlc),
+                        ask: ask.clone(),
+                        saw,
+                        now_ms: self.now_ms,
+                        own: None,
+                    };
                     named.insert((*partition, dot.counter), commit);
                 }
                 Reply::Refused(CommitError::KeyReused) => {}
                 Reply::Committed { partition, commit: None, context, .. } => {
                     let (partition, ask, saw) = (*partition, ask.clone(), context.clone());
-                    without_commit.push(Outcome::Unchanged { partition, ask, saw });
+                    let unchanged = Refusable { partition, ask, saw, now_ms: self.now_ms };
+                    without_commit.push(Outcome::Unchanged(unchanged));
                 }
                 Reply::Refused(refusal) => {
                     if let Some((_, refused)) = refusable.take_if(|(at_once, _)| at_once == request) {
@@ -127,12 +147,10 @@ impl Stepped<'_> {
             let known = self.written.insert((replica, id), last).unwrap_or(0);
             for counter in known + 1..=last {
                 let dot = Dot { replica, counter };
-                let unasked = || Commit {
-                    partition: id,
-                    dot,
-                    hlc: None,
-                    ask: Ask::default(),
-                    saw: before(context, counter),
+                let unasked = || {
+                    let (hlc, own) = own_commit(self.batch, dot).unzip();
+                    let (ask, saw) = (Ask::default(), before(context, counter));
+                    Commit { partition: id, dot, hlc, ask, saw, now_ms: self.now_ms, own: own.flatten() }
                 };
                 made.insert(id);
                 outcomes.push(Outcome::Made(named.remove(&(id, counter)).unwrap_or_else(unasked)));
@@ -147,6 +165,31 @@ impl Stepped<'_> {
         outcomes.append(&mut without_commit);
         Ok(())
     }
+}
+
+/// What a commit of a node's own does: it is a sweep if it clears, otherwise it folds the sums that it writes.
+fn own_commit(batch: &Batch, dot: Dot) -> Option<(Hlc, Option<(RecordId, Vec<SpecOp>)>)> {
+    let log = batch.iter().filter(|(family, ..)| *family == Family::Log);
+    let mut deltas = log.filter_map(|(_, _, value)| {
+        let encoded = EncodedDelta::from_bytes(value?);
+        encoded.dots().is_ok_and(|dots| dots.only() == Some(dot)).then(|| Delta::decode(&encoded).ok())?
+    });
+    let delta = deltas.next()?;
+    let own = delta.records.into_iter().next().map(|record| {
+        if !record.clears.is_empty() {
+            let last = record.fields.iter().any(|field| field.ty == FieldType::EXPIRY);
+            return (record.record, vec![SpecOp::Sweep { last }]);
+        }
+        let written = record.fields.iter().flat_map(|field| field.rows.iter().map(move |row| (field, row)));
+        let folds = written.map(|(field, row)| {
+            let member = zset::split(&row.slot).filter(|_| field.ty == FieldType::ZSUM);
+            let member = member.and_then(|(base, _)| zset::member(base)).map(str::to_owned);
+            SpecOp::Fold { field: field.field.to_string(), member }
+        });
+        let folds = folds.collect();
+        (record.record, folds)
+    });
+    Some((delta.hlc, own))
 }
 
 fn home(node: &Node, ask: &Ask) -> Option<PartitionId> {

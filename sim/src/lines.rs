@@ -5,6 +5,7 @@
 use godwit_core::ids::{Field, Key, Member, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
+use godwit_core::types::score::Score;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -21,13 +22,55 @@ pub(crate) struct WriteLine {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 enum OpLine {
-    Set { field: String, value: String },
-    Incr { field: String, by: i64 },
-    Enable { field: String },
-    Disable { field: String },
-    Add { field: String, members: Vec<String> },
-    Remove { field: String, members: Vec<String> },
-    Clear { field: String },
+    Set {
+        field: String,
+        value: String,
+    },
+    Incr {
+        field: String,
+        by: i64,
+    },
+    Enable {
+        field: String,
+    },
+    Disable {
+        field: String,
+    },
+    Add {
+        field: String,
+        members: Vec<String>,
+    },
+    Remove {
+        field: String,
+        members: Vec<String>,
+    },
+    #[serde(rename = "zadd")]
+    ZAdd {
+        field: String,
+        scores: Vec<(String, f64)>,
+    },
+    #[serde(rename = "zincr")]
+    ZIncr {
+        field: String,
+        member: String,
+        by: f64,
+    },
+    #[serde(rename = "zremove")]
+    ZRemove {
+        field: String,
+        members: Vec<String>,
+    },
+    Observe {
+        field: String,
+        members: Vec<String>,
+    },
+    Expire {
+        in_ms: u64,
+    },
+    Persist,
+    Clear {
+        field: String,
+    },
     Delete,
 }
 
@@ -68,6 +111,21 @@ impl OpLine {
             Op::Remove { field, members } => {
                 Self::Remove { field: field.to_string(), members: names(members) }
             }
+            Op::ZAdd { field, scores } => {
+                let score = |(member, score): &(Member, Score)| (member.as_str().to_string(), score.value());
+                Self::ZAdd { field: field.to_string(), scores: scores.iter().map(score).collect() }
+            }
+            Op::ZIncr { field, member, by } => {
+                Self::ZIncr { field: field.to_string(), member: member.as_str().to_string(), by: by.value() }
+            }
+            Op::ZRemove { field, members } => {
+                Self::ZRemove { field: field.to_string(), members: names(members) }
+            }
+            Op::Observe { field, members } => {
+                Self::Observe { field: field.to_string(), members: names(members) }
+            }
+            Op::Expire { in_ms } => Self::Expire { in_ms: *in_ms },
+            Op::Persist => Self::Persist,
             Op::Clear { field } => Self::Clear { field: field.to_string() },
             Op::Delete => Self::Delete,
         }
@@ -92,6 +150,27 @@ impl OpLine {
             Self::Remove { field, members } => {
                 Op::Remove { field: named_field(&field)?, members: named(members)? }
             }
+            Self::ZAdd { field, scores } => {
+                let scored = |(name, value): (String, f64)| {
+                    let member = Member::new(name.as_str()).map_err(|error| error.to_string())?;
+                    Ok((member, score(value)?))
+                };
+                let scores = scores.into_iter().map(scored).collect::<Result<_, String>>()?;
+                Op::ZAdd { field: named_field(&field)?, scores }
+            }
+            Self::ZIncr { field, member, by } => Op::ZIncr {
+                field: named_field(&field)?,
+                member: Member::new(member.as_str()).map_err(|error| error.to_string())?,
+                by: score(by)?,
+            },
+            Self::ZRemove { field, members } => {
+                Op::ZRemove { field: named_field(&field)?, members: named(members)? }
+            }
+            Self::Observe { field, members } => {
+                Op::Observe { field: named_field(&field)?, members: named(members)? }
+            }
+            Self::Expire { in_ms } => Op::Expire { in_ms },
+            Self::Persist => Op::Persist,
             Self::Clear { field } => Op::Clear { field: named_field(&field)? },
             Self::Delete => Op::Delete,
         })
@@ -122,6 +201,10 @@ impl FieldLine {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Field, D::Error> {
         named_field(&String::deserialize(from)?).map_err(D::Error::custom)
     }
+}
+
+fn score(value: f64) -> Result<Score, String> {
+    Score::new(value).map_err(|error| error.to_string())
 }
 
 fn named_field(name: &str) -> Result<Field, String> {

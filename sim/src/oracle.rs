@@ -11,7 +11,7 @@ use godwit_core::context::{Dot, Seen, VersionVector};
 use godwit_core::digest;
 use godwit_core::ids::{Key, PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::{self, CommitError};
-use godwit_core::read::{self, FieldView, ReadError, ReadLimits, Value};
+use godwit_core::read::{self, FieldView, ReadAt, ReadError, ReadLimits, Value};
 use godwit_core::repair::Settled;
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreRead;
@@ -19,6 +19,11 @@ use godwit_core::time::Hlc;
 
 use crate::spec::{Event, EventId, EventSet, History, SpecOp, SpecRecord, SpecType, SpecValue, Stamp};
 use crate::workload::{self, Ask};
+
+mod zsets;
+
+/// After every time of expiry.
+const TIMES_END: u64 = u64::MAX - 1;
 
 /// Something that must hold did not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,12 +66,16 @@ pub struct Commit {
     pub partition: PartitionId,
     /// The commit's name.
     pub dot: Dot,
-    /// Its stamp; of a commit that a client asked for.
+    /// Its stamp, if that is known.
     pub hlc: Option<Hlc>,
-    /// What was asked for; nothing, of a commit that the node made of its own accord: that means nothing.
+    /// What was asked for; nothing, of a commit that the node made of its own accord.
     pub ask: Ask,
     /// What the origin had applied.
     pub saw: VersionVector,
+    /// The time that the origin had, in milliseconds.
+    pub now_ms: u64,
+    /// What the node did of its own accord.
+    pub own: Option<(RecordId, Vec<SpecOp>)>,
 }
 
 /// The histories of all partitions, and what was seen of replicas.
@@ -101,8 +110,9 @@ struct Made {
 /// What follows from a context, by the specification but for the bytes, which are those of the replica that met it first.
 #[derive(Debug, Clone)]
 struct State {
-    /// Every record of the partition that clients touch.
-    records: Vec<(RecordId, SpecRecord)>,
+    /// Every record of the partition that clients touch, before any time of expiry has come; and after all of them, if it has
+    /// one.
+    records: Vec<(RecordId, SpecRecord, Option<SpecRecord>)>,
     digest: Option<[u8; 32]>,
 }
 
@@ -140,13 +150,16 @@ impl Oracle {
             return Err(Violation::new(7, what));
         }
         let seen = commit.ask.terms.seen.as_ref().map(|seen| partition.seen(seen)).transpose()?;
+        let own = commit.own.iter().map(|(record, ops)| (record.to_string(), ops.clone()));
+        let now_ms = commit.now_ms;
         let events: Vec<EventId> = commit
             .ask
             .spec()
             .into_iter()
+            .chain(own)
             .map(|(record, ops)| {
                 let stamp = Stamp { hlc: last.0, replica };
-                let event = Event { stamp, record, ops, saw: saw.clone() };
+                let event = Event { stamp, now_ms, record, ops, saw: saw.clone() };
                 match &seen {
                     Some(seen) => partition.history.push_seen(event, seen.clone()),
                     None => partition.history.push(event),
@@ -225,6 +238,7 @@ impl Oracle {
         id: PartitionId,
         ask: &Ask,
         saw: &VersionVector,
+        now_ms: u64,
     ) -> Result<(), Violation> {
         let partition = self.partitions.entry(id).or_default();
         let visible = partition.visible(saw)?;
@@ -233,14 +247,18 @@ impl Oracle {
             let takes = |op: &SpecOp| {
                 matches!(
                     op,
-                    SpecOp::Disable { .. } | SpecOp::Remove { .. } | SpecOp::Clear { .. } | SpecOp::Delete
+                    SpecOp::Disable { .. }
+                        | SpecOp::Remove { .. }
+                        | SpecOp::ZRemove { .. }
+                        | SpecOp::Clear { .. }
+                        | SpecOp::Delete
                 )
             };
             if !ops.iter().any(takes) {
                 return Err(Violation::new(2, format!("{ops:?} on {name} changed nothing")));
             }
-            let before = partition.history.read(&name, &visible);
-            let after = partition.history.read_after(&name, &visible, &ops, seen.as_ref());
+            let before = partition.history.read_at(&name, &visible, now_ms);
+            let after = partition.history.read_after(&name, &visible, &ops, seen.as_ref(), now_ms);
             if before != after {
                 return Err(Violation::new(
                     2,
@@ -257,9 +275,10 @@ impl Oracle {
         id: PartitionId,
         ask: &Ask,
         saw: &VersionVector,
+        now_ms: u64,
         refusal: &CommitError,
     ) -> Result<(), Violation> {
-        let expected = self.expected_refusal(id, ask, saw)?;
+        let expected = self.expected_refusal(id, ask, saw, now_ms)?;
         match refusal {
             CommitError::Refused { write, refusal } if expected == Some((*write, refusal.op)) => Ok(()),
             _ => Err(Violation::new(2, format!("{ask:?} was refused ({refusal}), expected {expected:?}"))),
@@ -267,8 +286,14 @@ impl Oracle {
     }
 
     /// A commit was accepted: rightly so?
-    pub fn accepted(&mut self, id: PartitionId, ask: &Ask, saw: &VersionVector) -> Result<(), Violation> {
-        match self.expected_refusal(id, ask, saw)? {
+    pub fn accepted(
+        &mut self,
+        id: PartitionId,
+        ask: &Ask,
+        saw: &VersionVector,
+        now_ms: u64,
+    ) -> Result<(), Violation> {
+        match self.expected_refusal(id, ask, saw, now_ms)? {
             None => Ok(()),
             Some(at) => Err(Violation::new(
                 2,
@@ -284,12 +309,14 @@ impl Oracle {
         id: PartitionId,
         ask: &Ask,
         saw: &VersionVector,
+        now_ms: u64,
     ) -> Result<Option<(usize, usize)>, Violation> {
         let partition = self.partitions.entry(id).or_default();
         let visible = partition.visible(saw)?;
         let seen = ask.terms.seen.as_ref().map(|seen| partition.seen(seen)).transpose()?;
         Ok(ask.spec().into_iter().enumerate().find_map(|(i, (record, ops))| {
-            let refused = partition.history.first_refused_seen(&record, &ops, &visible, seen.as_ref());
+            let history = &partition.history;
+            let refused = history.first_refused_seen(&record, &ops, &visible, seen.as_ref(), now_ms);
             refused.map(|op| (i, op))
         }))
     }
@@ -312,18 +339,23 @@ impl Oracle {
             None => partition.state(partitions, id, &context, whose)?,
         };
         let mut exist = Vec::new();
-        for (record, expected) in &state.records {
-            self.reads += 1;
-            let seen = read::record(store, partitions, record, ReadLimits::NONE)
-                .map_err(|error| Violation::new(10, format!("{whose}: {error}")))?;
-            compare(record, &seen, expected)
-                .map_err(|what| Violation::new(2, format!("{whose}: {what} (applied {context:?})")))?;
+        for (record, expected, expired) in &state.records {
+            let expired = expired.as_ref().map(|expired| (TIMES_END, expired));
+            for (now_ms, expected) in [(0, expected)].into_iter().chain(expired) {
+                self.reads += 1;
+                let at = ReadAt { partitions, now_ms };
+                let wrong = |what| {
+                    Violation::new(2, format!("{whose}: {what} (applied {context:?}, at {now_ms} ms)"))
+                };
+                let broken = |error: ReadError| Violation::new(10, format!("{whose}: {error}"));
+                let seen = read::record(store, at, record, ReadLimits::NONE).map_err(broken)?;
+                compare(record, &seen, expected).map_err(wrong)?;
+                check_sizes(store, at, record, expected).map_err(broken)?.map_err(wrong)?;
+                zsets::check(store, at, record, expected).map_err(broken)?.map_err(wrong)?;
+            }
             if !expected.is_empty() {
                 exist.push(record.key.clone());
             }
-            check_sizes(store, partitions, record, expected)
-                .map_err(|error| Violation::new(10, format!("{whose}: {error}")))?
-                .map_err(|what| Violation::new(2, format!("{whose}: {what}")))?;
             check_mark(store, id, record)
                 .map_err(broken)?
                 .map_err(|what| Violation::new(2, format!("{whose}: {what}")))?;
@@ -409,8 +441,11 @@ impl PartitionOracle {
         }
         let here = workload::records().into_iter().filter(|record| record.partition(partitions) == id);
         let records = here.map(|record| {
-            let expected = self.history.read(&record.to_string(), &visible);
-            (record, expected)
+            let name = record.to_string();
+            let expected = self.history.read(&name, &visible);
+            let expires = self.history.may_expire(&name, &visible);
+            let expired = expires.then(|| self.history.read_at(&name, &visible, TIMES_END));
+            (record, expected, expired)
         });
         Ok(State { records: records.collect(), digest: None })
     }
@@ -426,6 +461,8 @@ pub fn as_spec(views: &[FieldView]) -> SpecRecord {
                 FieldType::COUNTER => SpecType::Counter,
                 FieldType::FLAG => SpecType::Flag,
                 FieldType::SET => SpecType::Set,
+                FieldType::ZSET => SpecType::Zset,
+                FieldType::UNIQUE => SpecType::Unique,
                 _ => return None,
             };
             let value = match &view.value {
@@ -435,6 +472,10 @@ pub fn as_spec(views: &[FieldView]) -> SpecRecord {
                 Value::Counter(value) => SpecValue::Counter(*value),
                 Value::Flag => SpecValue::Flag(true),
                 Value::Set { members, .. } => SpecValue::Set(members.iter().cloned().collect()),
+                Value::Zset { members, .. } => {
+                    SpecValue::Zset(members.iter().map(|(m, score)| (m.clone(), score.value())).collect())
+                }
+                Value::Unique(count) => SpecValue::Unique(*count),
             };
             Some(((view.field.to_string(), ty), value))
         })
@@ -449,12 +490,12 @@ fn compare(record: &RecordId, seen: &[FieldView], expected: &SpecRecord) -> Resu
 /// The size of a set, kept by the node or counted at once, is the number of its members.
 fn check_sizes(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     expected: &SpecRecord,
 ) -> Result<Result<(), String>, ReadError> {
     for field in workload::set_fields() {
-        let size = read::size(store, partitions, record, &field)?;
+        let size = read::size(store, at, record, &field)?;
         let members = match expected.get(&(field.to_string(), SpecType::Set)) {
             Some(SpecValue::Set(members)) => members.len() as u64,
             _ => 0,

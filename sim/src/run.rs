@@ -214,9 +214,9 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
         world.check(node)?;
     }
     let linked = |node: usize, peer: &str| !config.star || node == 0 || peer == "n0";
-    // Nodes make commits that nobody asked for: when windows of idempotency keys end, and when sums that a repair brought
-    // are folded. Then it all begins once more.
-    let goes_on = config.windows_end || config.tuning.log_bytes_max != u64::MAX;
+    // Nodes make commits that nobody asked for: when windows of idempotency keys end, when sums that a repair brought
+    // are folded, and when what has expired is swept. Then it all begins once more.
+    let goes_on = config.windows_end || config.tuning.log_bytes_max != u64::MAX || world.has_due()?;
     let deadline = world.now_us + if goes_on { config.convergence_us_max() } else { 0 };
     let unsettled = loop {
         let until = world.now_us + SETTLED_INTERVALS * config.tuning.contexts_interval_us;
@@ -227,14 +227,16 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
         }
     };
     if goes_on {
-        // What was folded meanwhile.
+        // What was folded or swept meanwhile.
         agree(world, world.now_us + config.convergence_us_max(), None, |_| {})?;
         for node in 0..world.node_count() {
             world.check(node)?;
         }
     }
     // A node of an older wire version compares nothing.
-    if unsettled.is_none() && config.tuning.scrub_us != u64::MAX && !config.has_old() && world.lose_rows() {
+    // What a sweep has not found it may take.
+    let may_lose = config.tuning.scrub_us != u64::MAX && !config.has_old() && !world.has_due()?;
+    if unsettled.is_none() && may_lose && world.lose_rows() {
         // In a scrub all rows are read several times, at what rate the run has drawn.
         agree(world, world.now_us + CRAMPED_CONVERGENCE_US_MAX, None, |_| {})?;
         for node in 0..world.node_count() {

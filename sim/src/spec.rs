@@ -1,4 +1,5 @@
-//! The executable specification of registers, counters, flags, sets, and records made of them.
+//! The executable specification of registers, counters, flags, sets, zsets, uniques, and records made of them that may
+//! expire.
 //! The simulator holds the engine against it, so they share no code: no dots, contexts or merges.
 //!
 //! A value is a function of a history of events and of a relation *saw* between them:
@@ -26,10 +27,24 @@
 //! - Sums cannot be split: a client that says what it had seen cannot clear a counter while an increment survives there,
 //!   made without a key, that it has not seen ([`History::first_refused_seen`]).
 //!
-//! Not here: `zset`, `document`, `unique`, expiry.
+//! - A *zset* has the members of which a zadd or zincr survives. The score is that of the surviving zadd with the greatest stamp
+//!   among those that no other one saw, plus the surviving increments that it did not see.
+//! - A *unique* is the number of members observed: there are few, of different registers.
+//! - *Expiry*: what was given is hidden from a time T on if it was last written before T. What a later giving of the same thing
+//!   saw is written by that one. An increment is written again by each later one of its replica, until one finds it
+//!   hidden: that one takes it instead. A record's T is the latest of the surviving ones, and what a time hid when it was replaced
+//!   by another one stays hidden (the *floor*). A sweep takes what is hidden, of all that it saw.
+//!
+//! Not here: `document`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+
+use ops::{EXPIRY, Gift};
+
+pub use ops::{SpecOp, SpecRecord, SpecType, SpecValue};
+
+mod ops;
 
 /// An event's place in its history, from 0 without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,46 +59,13 @@ pub struct Stamp {
     pub replica: u64,
 }
 
-/// An operation of a commit on its record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // The names say it.
-#[rustfmt::skip] // A line each.
-pub enum SpecOp {
-    /// The value is compact JSON, compared as text.
-    Set { field: String, value: String },
-    Incr { field: String, by: i64 },
-    /// Under an idempotency key.
-    IncrOnce { field: String, by: i64, key: String },
-    Enable { field: String },
-    Disable { field: String },
-    Add { field: String, members: Vec<String> },
-    Remove { field: String, members: Vec<String> },
-    /// Of every type under that name.
-    Clear { field: String },
-    /// Clears every field.
-    Delete,
-}
-
-impl SpecOp {
-    /// The field and the type that the operation names, if any.
-    pub fn target(&self) -> (Option<&str>, Option<SpecType>) {
-        use SpecOp::{Add, Clear, Delete, Disable, Enable, Incr, IncrOnce, Remove, Set};
-        match self {
-            Set { field, .. } => (Some(field), Some(SpecType::Register)),
-            Incr { field, .. } | IncrOnce { field, .. } => (Some(field), Some(SpecType::Counter)),
-            Enable { field } | Disable { field } => (Some(field), Some(SpecType::Flag)),
-            Add { field, .. } | Remove { field, .. } => (Some(field), Some(SpecType::Set)),
-            Clear { field } => (Some(field), None),
-            Delete => (None, None),
-        }
-    }
-}
-
 /// What one commit did to one record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// When and where the commit was made.
     pub stamp: Stamp,
+    /// The time that its node had, in milliseconds.
+    pub now_ms: u64,
     /// The record.
     pub record: String,
     /// Its operations, in order.
@@ -141,89 +123,19 @@ impl EventSet {
     }
 }
 
-/// The types, in the order in which a read by name prefers them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)]
-pub enum SpecType {
-    Set,
-    Counter,
-    Flag,
-    Register,
-}
-
-/// The value of a field that lives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-#[rustfmt::skip]
-pub enum SpecValue {
-    /// The winner; and the other surviving values, each once, without the winner's, sorted.
-    Register { value: String, siblings: Vec<String> },
-    Counter(i64),
-    /// Always true: a false flag, like an empty set, is absent.
-    Flag(bool),
-    Set(BTreeSet<String>),
-}
-
-/// A record: the fields that live, if any. A read by name shows the first of each name.
-pub type SpecRecord = BTreeMap<(String, SpecType), SpecValue>;
-
 /// A micro-operation that gave something.
 #[derive(Clone, Debug)]
 struct Given {
     /// Its event; none of a pending one, which saw the whole view.
     by: Option<EventId>,
+    /// The place of its operation.
+    op: usize,
     stamp: Stamp,
     gift: Gift,
+    /// Of an increment: the later events of its replica that wrote it again.
+    carried_by: Vec<EventId>,
     /// The events that take it. An event never changes what it saw, so who takes what is known when it is added.
     takers: Vec<EventId>,
-}
-
-#[derive(Clone, Debug)]
-enum Gift {
-    Set(String),
-    Incr(i64),
-    IncrOnce(i64, String),
-    Enable,
-    Add(String),
-}
-
-impl Gift {
-    fn kind(&self) -> SpecType {
-        match self {
-            Self::Set(_) => SpecType::Register,
-            Self::Incr(_) | Self::IncrOnce(..) => SpecType::Counter,
-            Self::Enable => SpecType::Flag,
-            Self::Add(_) => SpecType::Set,
-        }
-    }
-}
-
-impl SpecOp {
-    /// What the operation gives, a gift a member.
-    fn gifts(&self) -> Vec<Gift> {
-        match self {
-            Self::Set { value, .. } => vec![Gift::Set(value.clone())],
-            Self::Incr { by, .. } => vec![Gift::Incr(*by)],
-            Self::IncrOnce { by, key, .. } => vec![Gift::IncrOnce(*by, key.clone())],
-            Self::Enable { .. } => vec![Gift::Enable],
-            Self::Add { members, .. } => members.iter().cloned().map(Gift::Add).collect(),
-            Self::Disable { .. } | Self::Remove { .. } | Self::Clear { .. } | Self::Delete => Vec::new(),
-        }
-    }
-
-    /// Whether this takes what was given, if it saw it. Both are of one field name.
-    fn takes(&self, gift: &Gift) -> bool {
-        match (self, gift) {
-            (Self::Set { .. }, Gift::Set(_)) | (Self::Disable { .. }, Gift::Enable) => true,
-            (Self::Remove { members, .. }, Gift::Add(member)) => members.contains(member),
-            (Self::Clear { .. } | Self::Delete, _) => true,
-            _ => false,
-        }
-    }
-
-    fn is_of(&self, field: &str) -> bool {
-        self.target().0.is_none_or(|name| name == field)
-    }
 }
 
 /// The stamp of an event that is not made yet: it would be the latest.
@@ -235,6 +147,8 @@ struct Pending<'a> {
     ops: &'a [SpecOp],
     /// What its takings saw, if not the whole view.
     seen: Option<&'a EventSet>,
+    /// What was last written before this is hidden.
+    hidden_before: u64,
 }
 
 /// What was given to a record, by field, in order.
@@ -263,11 +177,9 @@ impl History {
     /// # Panics
     /// If `seen` or `event.saw` is not a closed set of earlier events, or `seen` not part of it.
     pub fn push_seen(&mut self, mut event: Event, seen: EventSet) -> EventId {
-        use SpecOp::{Add, Enable, Incr, IncrOnce};
         let closed = self.is_causally_closed(&seen) && self.is_causally_closed(&event.saw);
         assert!(closed && seen.is_subset(&event.saw), "{seen:?} {event:?}");
-        let sees_node =
-            |op: &SpecOp| matches!(op, Incr { .. } | IncrOnce { .. } | Enable { .. } | Add { .. });
+        let sees_node = |op: &SpecOp| !op.acts_on_seen();
         if !event.ops.iter().any(sees_node) {
             event.saw = seen;
             return self.push(event);
@@ -279,19 +191,45 @@ impl History {
     fn add(&mut self, event: Event, seen: Option<&EventSet>) -> EventId {
         assert!(self.is_causally_closed(&event.saw), "{event:?}");
         let id = EventId(self.events.len());
-        let saw = seen.unwrap_or(&event.saw);
-        let fields = self.records.entry(event.record.clone()).or_default();
-        for op in &event.ops {
+        let hidden_before = self.hidden_before(&event.record, &event.saw, event.now_ms);
+        self.carry(id, &event, hidden_before);
+        for (place, op) in event.ops.iter().enumerate() {
+            let saw = if op.acts_on_seen() { seen.unwrap_or(&event.saw) } else { &event.saw };
+            let floor = match op {
+                SpecOp::Expire { .. } | SpecOp::Persist => self.floor(id, &event),
+                _ => 0,
+            };
+            let hidden = match op {
+                SpecOp::Sweep { .. } => self.hidden(&event.record, &event.saw, hidden_before),
+                _ => BTreeSet::new(),
+            };
+            let fields = self.records.entry(event.record.clone()).or_default();
             // Earlier operations of the event are seen as well.
             let sees = |given: &Given| given.by.is_some_and(|by| by == id || saw.contains(by));
-            for (_, givens) in fields.iter_mut().filter(|(field, _)| op.is_of(field)) {
-                for given in givens.iter_mut().filter(|given| op.takes(&given.gift) && sees(given)) {
-                    given.takers.push(id);
+            for (field, givens) in fields.iter_mut().filter(|(field, _)| op.is_of(field)) {
+                for (at, given) in givens.iter_mut().enumerate().filter(|(_, given)| sees(given)) {
+                    let is_taken = match op {
+                        SpecOp::Sweep { last } if field == EXPIRY => *last,
+                        SpecOp::Sweep { .. } => hidden.contains(&(field.clone(), at)),
+                        op => op.takes(&given.gift),
+                    };
+                    if is_taken {
+                        given.takers.push(id);
+                    }
                 }
             }
             if let (Some(field), _) = op.target() {
-                let given = |gift| Given { by: Some(id), stamp: event.stamp, gift, takers: Vec::new() };
-                let gifts = op.gifts().into_iter().map(given);
+                let stamp = event.stamp;
+                let (by, takers, carried_by) = (Some(id), Vec::new(), Vec::new());
+                let given = |gift| Given {
+                    by,
+                    op: place,
+                    stamp,
+                    gift,
+                    carried_by: carried_by.clone(),
+                    takers: takers.clone(),
+                };
+                let gifts = op.gifts(event.now_ms, floor).into_iter().map(given);
                 match fields.get_mut(field) {
                     Some(givens) => givens.extend(gifts),
                     None => drop(fields.insert(field.to_owned(), gifts.collect())),
@@ -300,6 +238,89 @@ impl History {
         }
         self.events.push(event);
         id
+    }
+
+    /// An event that increments writes what its replica had added before, or begins anew where that is hidden.
+    fn carry(&mut self, id: EventId, event: &Event, hidden_before: u64) {
+        let Some(fields) = self.records.get(&event.record) else { return };
+        let mut carried: Vec<(String, usize, bool)> = Vec::new();
+        for op in &event.ops {
+            let (Some(field), _) = op.target() else { continue };
+            for (at, given) in fields.get(field).into_iter().flatten().enumerate() {
+                let own = given.stamp.replica == event.stamp.replica
+                    && given.by.is_some_and(|by| event.saw.contains(by))
+                    && survives(given, &event.saw)
+                    && op.carries(&given.gift);
+                if own {
+                    let is_hidden = self.last_written(given, &event.saw) < hidden_before;
+                    carried.push((field.to_owned(), at, is_hidden));
+                }
+            }
+        }
+        let fields = self.records.entry(event.record.clone()).or_default();
+        for (field, at, is_hidden) in carried {
+            let Some(given) = fields.get_mut(&field).and_then(|givens| givens.get_mut(at)) else { continue };
+            let list = if is_hidden { &mut given.takers } else { &mut given.carried_by };
+            if !list.contains(&id) {
+                list.push(id);
+            }
+        }
+    }
+
+    /// What a new time of expiry must go on hiding.
+    fn floor(&self, id: EventId, event: &Event) -> u64 {
+        let mut view = event.saw.clone();
+        view.insert(id);
+        self.hidden_before(&event.record, &view, event.now_ms)
+    }
+
+    /// What was last written before this, in milliseconds, is hidden at this time in a view.
+    fn hidden_before(&self, record: &str, view: &EventSet, now_ms: u64) -> u64 {
+        let givens = self.records.get(record).and_then(|fields| fields.get(EXPIRY)).into_iter().flatten();
+        let mut latest: Option<u64> = None;
+        let mut hidden = 0;
+        for given in givens.filter(|given| survives(given, view)) {
+            if let Gift::Expire { at, floor } = given.gift {
+                latest = latest.max(Some(at));
+                hidden = hidden.max(floor);
+            }
+        }
+        latest.filter(|at| *at <= now_ms).map_or(hidden, |at| at.max(hidden))
+    }
+
+    /// Whether the record ever had a time of expiry in a view.
+    pub fn may_expire(&self, record: &str, view: &EventSet) -> bool {
+        let givens = self.records.get(record).and_then(|fields| fields.get(EXPIRY)).into_iter().flatten();
+        givens.filter(|given| survives(given, view)).count() > 0
+    }
+
+    /// When what was given was last written, in milliseconds.
+    fn last_written(&self, given: &Given, view: &EventSet) -> u64 {
+        let carried = given.carried_by.iter().filter(|by| view.contains(**by));
+        let stamps = carried.filter_map(|by| self.events.get(by.0)).map(|event| event.stamp.hlc);
+        stamps.chain([given.stamp.hlc]).max().unwrap_or(0) >> HLC_COUNTER_BITS
+    }
+
+    /// The places, by field, of what survives and is hidden: written too early, or replaced by nothing but such.
+    fn hidden(&self, record: &str, view: &EventSet, hidden_before: u64) -> BTreeSet<(String, usize)> {
+        let fields = self.records.get(record).into_iter().flatten().filter(|(field, _)| *field != EXPIRY);
+        let mut hidden = BTreeSet::new();
+        for (field, givens) in fields {
+            let survives = |given: &Given| survives(given, view);
+            let is_early = |given: &Given| self.last_written(given, view) < hidden_before;
+            let replaces = |other: &Given, given: &Given| {
+                survives(other) && other.gift.replaces(&given.gift) && self.saw(other, given)
+            };
+            // Who sees the latest has seen those before it, so of what replaces something one that nothing replaces counts.
+            let is_latest = |given: &Given| !givens.iter().any(|other| replaces(other, given));
+            for (at, given) in givens.iter().enumerate().filter(|(_, given)| survives(given)) {
+                let mut replacing = givens.iter().filter(|other| replaces(other, given) && is_latest(other));
+                if is_early(given) && is_latest(given) || !is_latest(given) && replacing.all(is_early) {
+                    hidden.insert((field.clone(), at));
+                }
+            }
+        }
+        hidden
     }
 
     /// The events, by id.
@@ -314,9 +335,14 @@ impl History {
         ids.all(|id| self.events.get(id.0).is_some_and(closed))
     }
 
-    /// The record as a replica reads it that has applied the visible events.
+    /// The record as a replica reads it before any time has come, that has applied the visible events.
     pub fn read(&self, record: &str, visible: &EventSet) -> SpecRecord {
-        self.read_after(record, visible, &[], None)
+        self.read_at(record, visible, 0)
+    }
+
+    /// The record as a replica reads it at a time, in milliseconds, that has applied the visible events.
+    pub fn read_at(&self, record: &str, visible: &EventSet, now_ms: u64) -> SpecRecord {
+        self.read_after(record, visible, &[], None, now_ms)
     }
 
     /// The record as a node would read it that has applied the visible events, and then these operations, of a client that
@@ -327,13 +353,16 @@ impl History {
         visible: &EventSet,
         ops: &[SpecOp],
         seen: Option<&EventSet>,
+        now_ms: u64,
     ) -> SpecRecord {
         let known = self.records.get(record).into_iter().flat_map(BTreeMap::keys).map(String::as_str);
-        let pending = Pending { ops, seen };
-        let names: BTreeSet<&str> = known.chain(ops.iter().filter_map(|op| op.target().0)).collect();
+        let hidden_before = self.hidden_before(record, visible, now_ms);
+        let pending = Pending { ops, seen, hidden_before };
+        let mut names: BTreeSet<&str> = known.chain(ops.iter().filter_map(|op| op.target().0)).collect();
+        names.remove(EXPIRY);
         let mut out = SpecRecord::new();
         for field in names {
-            for (kind, value) in values(&self.surviving(record, field, visible, pending)) {
+            for (kind, value) in self.values(&self.surviving(record, field, visible, pending)) {
                 out.insert((field.to_owned(), kind), value);
             }
         }
@@ -342,13 +371,13 @@ impl History {
 
     /// The types that live under a name, the one that a read by name prefers first.
     pub fn live_types(&self, record: &str, field: &str, visible: &EventSet) -> Vec<SpecType> {
-        let nothing = Pending { ops: &[], seen: None };
-        values(&self.surviving(record, field, visible, nothing)).into_keys().collect()
+        let nothing = Pending { ops: &[], seen: None, hidden_before: 0 };
+        self.values(&self.surviving(record, field, visible, nothing)).into_keys().collect()
     }
 
     /// [`Self::first_refused_seen`] for a client that does not say what it had seen.
     pub fn first_refused(&self, record: &str, ops: &[SpecOp], visible: &EventSet) -> Option<usize> {
-        self.first_refused_seen(record, ops, visible, None)
+        self.first_refused_seen(record, ops, visible, None, 0)
     }
 
     /// The index of the first operation that has to be refused in a commit at a node that has applied the visible events,
@@ -361,13 +390,16 @@ impl History {
         ops: &[SpecOp],
         visible: &EventSet,
         seen: Option<&EventSet>,
+        now_ms: u64,
     ) -> Option<usize> {
+        let hidden_before = self.hidden_before(record, visible, now_ms);
         let refused = |(index, op): (usize, &SpecOp)| {
-            let stale = matches!(op, SpecOp::Clear { .. } | SpecOp::Delete)
-                && seen.is_some_and(|seen| self.holds_unseen(record, op.target().0, visible, seen));
+            let stale = matches!(op, SpecOp::Clear { .. } | SpecOp::Delete | SpecOp::ZRemove { .. })
+                && seen.is_some_and(|seen| self.holds_unseen(record, op, visible, seen));
             let mismatch = match op.target() {
                 (Some(field), Some(kind)) => {
-                    let live = self.surviving(record, field, visible, Pending { ops: &ops[..index], seen });
+                    let pending = Pending { ops: &ops[..index], seen, hidden_before };
+                    let live = self.surviving(record, field, visible, pending);
                     !live.is_empty() && live.iter().all(|given| given.gift.kind() != kind)
                 }
                 _ => false,
@@ -377,14 +409,13 @@ impl History {
         ops.iter().enumerate().find_map(refused)
     }
 
-    /// Whether an increment made without a key survives that is not seen, in a field or any field.
-    fn holds_unseen(&self, record: &str, field: Option<&str>, visible: &EventSet, seen: &EventSet) -> bool {
+    /// Whether an increment made without a key survives that is not seen, of those that the operation takes.
+    fn holds_unseen(&self, record: &str, op: &SpecOp, visible: &EventSet, seen: &EventSet) -> bool {
         let fields = self.records.get(record).into_iter().flatten();
-        let mut givens = fields
-            .filter(|(name, _)| field.is_none_or(|field| field == *name))
-            .flat_map(|(_, givens)| givens);
+        let mut givens = fields.filter(|(name, _)| op.is_of(name)).flat_map(|(_, givens)| givens);
         givens.any(|given| {
-            matches!(given.gift, Gift::Incr(_))
+            matches!(given.gift, Gift::Incr(_) | Gift::ZIncr(..))
+                && op.takes(&given.gift)
                 && survives(given, visible)
                 && !given.by.is_some_and(|by| seen.contains(by))
         })
@@ -401,14 +432,109 @@ impl History {
         let givens = self.records.get(record).and_then(|fields| fields.get(field));
         let givens = givens.into_iter().flatten().filter(|given| survives(given, view));
         let mut out: Vec<Cow<'_, Given>> = givens.map(Cow::Borrowed).collect();
-        for op in pending.ops.iter().filter(|op| op.is_of(field)) {
+        for (place, op) in pending.ops.iter().enumerate().filter(|(_, op)| op.is_of(field)) {
             let saw = |by| pending.seen.is_none_or(|seen| seen.contains(by));
             out.retain(|given| !(op.takes(&given.gift) && given.by.is_none_or(saw)));
-            let given = |gift| Cow::Owned(Given { by: None, stamp: PENDING, gift, takers: Vec::new() });
-            out.extend(op.gifts().into_iter().map(given));
+            let given = |gift| {
+                let (takers, carried_by) = (Vec::new(), Vec::new());
+                Cow::Owned(Given { by: None, op: place, stamp: PENDING, gift, carried_by, takers })
+            };
+            out.extend(op.gifts(0, 0).into_iter().map(given));
+        }
+        if pending.hidden_before > 0 {
+            let replaced = |given: &Given| {
+                out.iter().any(|other| other.gift.replaces(&given.gift) && self.saw(other, given))
+            };
+            let is_shown = |given: &Cow<'_, Given>| {
+                self.last_written(given, view) >= pending.hidden_before && !replaced(given)
+            };
+            return out.iter().filter(|given| is_shown(given)).cloned().collect();
         }
         out
     }
+
+    /// Whether one giving saw the other.
+    fn saw(&self, one: &Given, other: &Given) -> bool {
+        match (one.by, other.by) {
+            (None, None) => other.op < one.op,
+            (None, Some(_)) => true,
+            (Some(_), None) => false,
+            (Some(one_by), Some(other_by)) if one_by == other_by => other.op < one.op,
+            (Some(one_by), Some(other_by)) => self.events[one_by.0].saw.contains(other_by),
+        }
+    }
+
+    /// The score of a zset's member of which this survives.
+    fn score(&self, givens: &[&Given]) -> f64 {
+        let replaced = |given: &Given| {
+            givens.iter().any(|other| other.gift.replaces(&given.gift) && self.saw(other, given))
+        };
+        let assigned = givens.iter().filter(|given| matches!(given.gift, Gift::ZAdd(..)) && !replaced(given));
+        let winner = assigned.max_by_key(|given| (given.stamp, given.op));
+        let saw = |given: &Given| winner.is_some_and(|winner| self.saw(winner, given));
+        let mut sum = 0;
+        // By key: the commits that made it, with what each adds beside the winner.
+        let mut once: BTreeMap<&str, Vec<(&Given, f64)>> = BTreeMap::new();
+        for given in givens {
+            match &given.gift {
+                Gift::ZAdd(_, score) if winner.is_some_and(|winner| std::ptr::eq(*winner, *given)) => {
+                    sum += fixed(*score);
+                }
+                Gift::ZIncr(_, by) if !saw(given) => sum += fixed(*by),
+                Gift::ZIncrOnce(_, by, key) => once.entry(key).or_default().push((given, *by)),
+                _ => {}
+            }
+        }
+        for commits in once.values() {
+            let of_winner = |given: &Given| winner.is_some_and(|winner| winner.by == given.by);
+            if commits.iter().any(|(given, _)| saw(given) && !of_winner(given)) {
+                continue;
+            }
+            let own = commits.iter().find(|(given, _)| of_winner(given));
+            let chosen = own.or_else(|| commits.iter().max_by_key(|(given, _)| given.stamp));
+            let counts = commits
+                .iter()
+                .filter(|(given, _)| chosen.is_some_and(|(chosen, _)| chosen.by == given.by) && !saw(given));
+            sum += counts.map(|(_, by)| fixed(*by)).sum::<i128>();
+        }
+        sum as f64 / FIXED_ONE
+    }
+
+    /// The values that what survives in a field makes.
+    fn values(&self, givens: &[Cow<'_, Given>]) -> BTreeMap<SpecType, SpecValue> {
+        let mut out = values(givens);
+        let mut members: BTreeMap<&str, Vec<&Given>> = BTreeMap::new();
+        let mut observed = BTreeSet::new();
+        for given in givens {
+            match &given.gift {
+                Gift::ZAdd(member, _) | Gift::ZIncr(member, _) | Gift::ZIncrOnce(member, ..) => {
+                    members.entry(member).or_default().push(given);
+                }
+                Gift::Observe(member) => drop(observed.insert(member)),
+                _ => {}
+            }
+        }
+        if !observed.is_empty() {
+            out.insert(SpecType::Unique, SpecValue::Unique(observed.len() as u64));
+        }
+        let mut scored: Vec<(String, f64)> =
+            members.iter().map(|(member, givens)| ((*member).to_owned(), self.score(givens))).collect();
+        scored.sort_by(|a, b| a.1.total_cmp(&b.1).then_with(|| a.0.cmp(&b.0)));
+        if !scored.is_empty() {
+            out.insert(SpecType::Zset, SpecValue::Zset(scored));
+        }
+        out
+    }
+}
+
+/// Bits of a stamp below its milliseconds.
+const HLC_COUNTER_BITS: u32 = 16;
+
+/// What a score of 1 is in fixed point: scores of histories are a few thousand at most, and no finer than this.
+const FIXED_ONE: f64 = (1u64 << 60) as f64;
+
+fn fixed(score: f64) -> i128 {
+    (score * FIXED_ONE) as i128
 }
 
 /// Whether what was given is in a view, and nothing there takes it.
@@ -416,7 +542,7 @@ fn survives(given: &Given, view: &EventSet) -> bool {
     given.by.is_some_and(|by| view.contains(by)) && !given.takers.iter().any(|&taker| view.contains(taker))
 }
 
-/// The values that what survives in a field makes.
+/// The same, of registers, counters, flags and sets.
 fn values(givens: &[Cow<'_, Given>]) -> BTreeMap<SpecType, SpecValue> {
     let mut sets: Vec<(Stamp, &str)> = Vec::new();
     let mut sum: Option<i128> = None;
@@ -433,6 +559,7 @@ fn values(givens: &[Cow<'_, Given>]) -> BTreeMap<SpecType, SpecValue> {
             }
             Gift::Enable => enabled = true,
             Gift::Add(member) => drop(members.insert(member.clone())),
+            _ => {}
         }
     }
     for by in once.values().filter_map(|commits| commits.values().next_back()) {

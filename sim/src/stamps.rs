@@ -62,6 +62,8 @@ mod tests {
         Commit {
             partition: PartitionId(0),
             dot: dot(&(replica, counter)),
+            now_ms: wall_ms,
+            own: None,
             hlc: Some(Hlc::from_wall(Wall(wall_ms))),
             ask: Ask::default(),
             saw: saw.iter().map(dot).collect(),

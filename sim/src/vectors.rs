@@ -210,6 +210,10 @@ fn plain(view: &View) -> Result<Value, String> {
         View::Counter(sum) => json!(sum),
         View::Flag => json!(true),
         View::Set { members, .. } => sorted(&json!(members)),
+        View::Zset { members, .. } => {
+            sorted(&json!(members.iter().map(|(m, score)| (m, score.value())).collect::<Vec<_>>()))
+        }
+        View::Unique(count) => json!(count),
     })
 }
 

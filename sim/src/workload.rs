@@ -9,14 +9,19 @@ use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Terms, Write};
 use godwit_core::rng::Rng;
+use godwit_core::types::score::Score;
 
 use crate::spec::SpecOp;
 
 const KEYS: [&str; 3] = ["k1", "k2", "k3"];
-/// The members of sets.
+/// The members of sets and zsets.
 pub(crate) const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const VALUES: [&str; 3] = ["1", "\"two\"", "[3]"];
 const FIELD_ANY: &str = "any";
+/// Some cannot be added in f64 without rounding.
+const SCORES: [f64; 7] = [1.0, -2.0, 0.1, 0.2, 1.1, 1000.0, 0.0];
+/// Times to live: shorter than anything, than a cut, than a run, and longer.
+const EXPIRE_MS: [u64; 4] = [1, 700, 6_000, 60_000];
 
 /// A counter that is only ever incremented, and only under idempotency keys.
 const FIELD_ONCE: &str = "once";
@@ -42,6 +47,12 @@ impl Ask {
             (Op::Incr { field, by }, Some(request)) => {
                 SpecOp::IncrOnce { field: field.to_string(), by: *by, key: format!("{:02x?}", request.key) }
             }
+            (Op::ZIncr { field, member, by }, Some(request)) => SpecOp::ZIncrOnce {
+                field: field.to_string(),
+                member: member.as_str().to_string(),
+                by: by.value(),
+                key: format!("{:02x?}", request.key),
+            },
             _ => spec_op(op),
         }
     }
@@ -60,6 +71,11 @@ pub fn namespace() -> Namespace {
     Namespace::new("sim").expect("a constant name")
 }
 
+/// The fields that may be zsets.
+pub fn zset_fields() -> [Field; 2] {
+    [field("zset"), field(FIELD_ANY)]
+}
+
 /// The fields that may be sets.
 pub fn set_fields() -> [Field; 2] {
     [field("set"), field(FIELD_ANY)]
@@ -72,10 +88,14 @@ pub fn commit_once(rng: &mut Rng) -> Vec<Write> {
     vec![Write { record, ops: vec![Op::Incr { field: field(FIELD_ONCE), by }] }]
 }
 
-/// The writes without deletions, which would take what is only ever incremented.
+/// The writes without deletions and expiries, which would take what is only ever incremented.
 pub fn without_deletions(writes: &mut [Write]) {
-    for op in writes.iter_mut().flat_map(|write| &mut write.ops).filter(|op| **op == Op::Delete) {
-        *op = Op::Clear { field: field("counter") };
+    for op in writes.iter_mut().flat_map(|write| &mut write.ops) {
+        match op {
+            Op::Delete => *op = Op::Clear { field: field("counter") },
+            Op::Expire { .. } => *op = Op::Persist,
+            _ => {}
+        }
     }
 }
 
@@ -117,6 +137,21 @@ pub fn spec_op(op: &Op) -> SpecOp {
         Op::Disable { field } => SpecOp::Disable { field: field.to_string() },
         Op::Add { field, members } => SpecOp::Add { field: field.to_string(), members: names(members) },
         Op::Remove { field, members } => SpecOp::Remove { field: field.to_string(), members: names(members) },
+        Op::ZAdd { field, scores } => {
+            let score = |(member, score): &(Member, Score)| (member.as_str().to_string(), score.value());
+            SpecOp::ZAdd { field: field.to_string(), scores: scores.iter().map(score).collect() }
+        }
+        Op::ZIncr { field, member, by } => {
+            SpecOp::ZIncr { field: field.to_string(), member: member.as_str().to_string(), by: by.value() }
+        }
+        Op::ZRemove { field, members } => {
+            SpecOp::ZRemove { field: field.to_string(), members: names(members) }
+        }
+        Op::Observe { field, members } => {
+            SpecOp::Observe { field: field.to_string(), members: names(members) }
+        }
+        Op::Expire { in_ms } => SpecOp::Expire { in_ms: *in_ms },
+        Op::Persist => SpecOp::Persist,
         Op::Clear { field } => SpecOp::Clear { field: field.to_string() },
         Op::Delete => SpecOp::Delete,
     }
@@ -127,13 +162,15 @@ fn ops(rng: &mut Rng) -> Vec<Op> {
 }
 
 fn op(rng: &mut Rng) -> Op {
-    let kind = rng.below(16);
+    let kind = rng.below(25);
     let usual = match kind {
         0..=2 => "register",
         3..=6 => "counter",
         7..=8 => "flag",
         9..=12 => "set",
-        _ => *rng.pick(&["register", "counter", "flag", "set"]),
+        16..=21 => "zset",
+        22 => "unique",
+        _ => *rng.pick(&["register", "counter", "flag", "set", "zset", "unique"]),
     };
     let field = field(if rng.chance(1, 6) { FIELD_ANY } else { usual });
     match kind {
@@ -144,13 +181,26 @@ fn op(rng: &mut Rng) -> Op {
         9..=10 => Op::Add { field, members: members(rng) },
         11..=12 => Op::Remove { field, members: members(rng) },
         13..=14 => Op::Clear { field },
-        _ => Op::Delete,
+        15 => Op::Delete,
+        16..=17 => {
+            let scores = members(rng).into_iter().map(|member| (member, score(rng))).collect();
+            Op::ZAdd { field, scores }
+        }
+        18..=20 => Op::ZIncr { field, member: members(rng).remove(0), by: score(rng) },
+        21 => Op::ZRemove { field, members: members(rng) },
+        22 => Op::Observe { field, members: members(rng) },
+        23 => Op::Expire { in_ms: *rng.pick(&EXPIRE_MS) },
+        _ => Op::Persist,
     }
 }
 
 fn members(rng: &mut Rng) -> Vec<Member> {
     let count = 1 + rng.below(2);
     (0..count).map(|_| Member::new(*rng.pick(&MEMBERS)).expect("a constant name")).collect()
+}
+
+fn score(rng: &mut Rng) -> Score {
+    Score::new(*rng.pick(&SCORES)).expect("finite")
 }
 
 fn value(rng: &mut Rng) -> Json {

@@ -32,17 +32,7 @@ const SCENARIOS: &str = include_str!("../data/scenarios.jsonl");
 const ROWS: usize = 16;
 
 /// Scenarios that cannot pass yet, and what they wait for.
-const NOT_YET: [(&str, &str); 9] = [
-    ("zincrs-add-up", "sorted sets"),
-    ("zincr-beside-zremove", "sorted sets"),
-    ("later-score-wins", "sorted sets"),
-    ("aa-zset-no-conflict", "sorted sets"),
-    ("aa-zset-concurrent-zadd", "sorted sets"),
-    ("aa-zset-same-instant", "sorted sets"),
-    ("aa-zset-concurrent-zincrby", "sorted sets"),
-    ("later-expiry-wins", "expiry"),
-    ("k2v-poll-wakes-on-newer", "a stream of changes"),
-];
+const NOT_YET: [(&str, &str); 1] = [("k2v-poll-wakes-on-newer", "a stream of changes")];
 
 /// Scenarios that are held elsewhere, and where.
 const ELSEWHERE: [(&str, &str); 2] = [

@@ -10,7 +10,7 @@ use godwit_core::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::keys;
 use godwit_core::op::{Limits, Op, Reason, Refusal, Terms, Write};
 use godwit_core::partition::{Applied, CommitError, Committed, Partition, Received, Step as Job};
-use godwit_core::read::{self, ReadLimits, Value};
+use godwit_core::read::{self, ReadAt, ReadLimits, Value};
 use godwit_core::store::{Batch, Family, MemStore, StoreRead, Txn};
 use godwit_core::time::Hlc;
 use proptest::prelude::*;
@@ -108,12 +108,12 @@ impl Replica {
 
     fn fold(&mut self) {
         loop {
-            match self.within(|partition, txn| partition.work(txn).unwrap()) {
+            match self.within(|partition, txn| partition.work(txn, 0).unwrap()) {
                 Job::Idle => return,
                 Job::Worked => {}
-                Job::Fold(fold) => {
+                Job::Own(fold) => {
                     let folded: Option<Applied> =
-                        self.within(|partition, txn| partition.fold(txn, fold, 0, || Hlc(1)).unwrap());
+                        self.within(|partition, txn| partition.commit_own(txn, fold, 0, || Hlc(1)).unwrap());
                     self.log.extend(folded.map(|applied| applied.encoded));
                 }
             }
@@ -137,7 +137,9 @@ impl Replica {
     }
 
     fn value(&self) -> Option<i64> {
-        let views = read::record(&self.store, 1, &record(), ReadLimits::NONE).unwrap();
+        let views =
+            read::record(&self.store, ReadAt { partitions: 1, now_ms: 0 }, &record(), ReadLimits::NONE)
+                .unwrap();
         views.first().map(|view| match view.value {
             Value::Counter(value) => value,
             ref other => panic!("{other:?}"),

@@ -11,10 +11,11 @@ use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, Rep
 use godwit_core::json::Json;
 use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::partition::{Applied, CommitError, Committed, Partition, Received};
-use godwit_core::read::{self, ReadLimits};
+use godwit_core::read::{self, ReadAt, ReadLimits};
 use godwit_core::rng::Rng;
 use godwit_core::store::{Batch, Family, MemStore, StoreError, StoreRead, Txn, Visit};
 use godwit_core::time::{Hlc, HlcClock, Wall};
+use godwit_core::types::score::Score;
 use godwit_sim::oracle::as_spec;
 use godwit_sim::spec::{Event, EventId, EventSet, History, Stamp};
 use godwit_sim::workload::spec_op;
@@ -22,6 +23,7 @@ use proptest::prelude::*;
 
 const HOME: PartitionId = PartitionId(0);
 const PARTITIONS: u16 = 1;
+const AT: ReadAt = ReadAt { partitions: PARTITIONS, now_ms: 0 };
 
 /// What happens: a commit somewhere, or one replica gets all that another has.
 #[derive(Debug, Clone)]
@@ -87,6 +89,14 @@ fn record() -> RecordId {
     RecordId { namespace: Namespace::new("laws").unwrap(), key: Key::new("r").unwrap() }
 }
 
+fn member() -> impl Strategy<Value = Member> {
+    prop::sample::select(vec!["a", "b", "c"]).prop_map(|name| Member::new(name).unwrap())
+}
+
+fn score() -> impl Strategy<Value = Score> {
+    prop::sample::select(vec![0.1, 0.2, -1.5, 1.0, 0.0]).prop_map(|score| Score::new(score).unwrap())
+}
+
 fn op() -> impl Strategy<Value = Op> {
     // Each type has a field of its own and all share one.
     let field =
@@ -105,6 +115,12 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (field("s"), members()).prop_map(|(field, members)| Op::Remove { field, members }),
         2 => field("c").prop_map(|field| Op::Clear { field }),
         1 => field("s").prop_map(|field| Op::Clear { field }),
+        2 => (field("z"), member(), score()).prop_map(|(field, member, by)| Op::ZIncr { field, member, by }),
+        2 => (field("z"), prop::collection::vec((member(), score()), 1..3))
+            .prop_map(|(field, scores)| Op::ZAdd { field, scores }),
+        1 => (field("z"), members()).prop_map(|(field, members)| Op::ZRemove { field, members }),
+        1 => field("z").prop_map(|field| Op::Clear { field }),
+        1 => (field("u"), members()).prop_map(|(field, members)| Op::Observe { field, members }),
         1 => Just(Op::Delete),
     ]
 }
@@ -143,7 +159,7 @@ proptest! {
                         let replica = dot.replica.0;
                         let stamp = Stamp { hlc: applied.hlc.0, replica };
                         let ops = ops.iter().map(spec_op).collect();
-                        let event = history.push(Event { stamp, record: name.clone(), ops, saw: visible.clone() });
+                        let event = history.push(Event { stamp, now_ms: 0, record: name.clone(), ops, saw: visible.clone() });
                         visible.insert(event);
                         deltas.insert((replica, dot.counter), (applied.encoded, event));
                     }
@@ -161,7 +177,7 @@ proptest! {
                 }
             }
             for replica in &replicas {
-                let views = read::record(&replica.store, PARTITIONS, &record(), ReadLimits::NONE).unwrap();
+                let views = read::record(&replica.store, AT, &record(), ReadLimits::NONE).unwrap();
                 prop_assert_eq!(as_spec(&views), history.read(&name, &replica.visible));
             }
         }
@@ -185,7 +201,7 @@ proptest! {
             all.insert(*event);
             all
         });
-        let views = read::record(&once.store, PARTITIONS, &record(), ReadLimits::NONE).unwrap();
+        let views = read::record(&once.store, AT, &record(), ReadLimits::NONE).unwrap();
         prop_assert_eq!(as_spec(&views), history.read(&name, &all));
     }
 }

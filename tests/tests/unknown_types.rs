@@ -12,7 +12,7 @@ use godwit_core::keys;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::partition;
-use godwit_core::read::{self, FieldView, ReadLimits};
+use godwit_core::read::{self, FieldView, ReadAt, ReadLimits};
 use godwit_core::row::FieldType;
 use godwit_core::store::{Family, MemStore, StoreRead};
 use godwit_core::time::{Hlc, Mono, Now, Wall};
@@ -128,7 +128,7 @@ impl Bench {
     }
 
     fn views(&self) -> Vec<FieldView> {
-        read::record(&self.store, 1, &record(), ReadLimits::NONE).unwrap()
+        read::record(&self.store, ReadAt { partitions: 1, now_ms: 0 }, &record(), ReadLimits::NONE).unwrap()
     }
 
     /// Type, slot and dot of rows of types that are not known.

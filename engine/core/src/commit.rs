@@ -18,6 +18,7 @@ use crate::context::{Dot, VersionVector};
 use crate::delta::RecordDelta;
 use crate::ids::{Field, PartitionId, RecordId};
 use crate::op::{Limits, Op, Reason, Refusal, Terms, Write};
+use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
 
 /// What a write changes.
@@ -49,8 +50,12 @@ pub struct At<'a> {
     pub context: &'a VersionVector,
     /// Whether some field of the partition may have a state (see [`crate::fields`]).
     pub has_states: bool,
+    /// Whether some record of the partition may have an expiry (see [`crate::types::expiry`]).
+    pub has_expiries: bool,
     /// The time before which idempotency keys no longer count, in milliseconds since 1970.
     pub oldest_ms: u64,
+    /// The node's time, in milliseconds since 1970.
+    pub now_ms: u64,
 }
 
 /// Evaluates one write.
@@ -67,8 +72,10 @@ pub fn evaluate(
         let refuse = |reason| EvaluateError::Refused(Refusal { op, reason });
         if let Some((field, ty)) = operation.target() {
             edit.check_type(field, ty)?.map_err(refuse)?;
-            let creates = !matches!(operation, Op::Remove { .. } | Op::Disable { .. });
-            if creates && !edit.field_lives(field)? && edit.live_fields()? >= limits.fields_max {
+            if !operation.only_removes()
+                && !edit.field_lives(field)?
+                && edit.live_fields()? >= limits.fields_max
+            {
                 return Err(refuse(Reason::TooManyFields { max: limits.fields_max }));
             }
         }
@@ -77,16 +84,38 @@ pub fn evaluate(
     Ok(Evaluated { found: edit.found(), change: edit.finish(&write.record) })
 }
 
-/// What folding changes of a counter's sums, its change `None` if there is nothing to fold. See [`crate::types::counter::fold`].
+/// What folding changes of a counter's sums, or of those of a zset's members by the first bytes of their slots; its change is
+/// `None` if there is nothing to fold. See [`Sums::fold`](crate::types::sums::Sums::fold).
 pub fn fold(
     store: &impl StoreRead,
     at: At<'_>,
     record: &RecordId,
     field: &Field,
+    members: &[Vec<u8>],
 ) -> Result<Evaluated, StoreError> {
     let terms = Terms::default();
     let mut edit = RecordEdit::new(store, record, at, &terms)?;
-    edit.fold_sums(field)?;
+    if members.is_empty() {
+        edit.fold_sums(field)?;
+    }
+    for base in members {
+        edit.fold_member(field, base)?;
+    }
+    Ok(Evaluated { found: edit.found(), change: edit.finish(record) })
+}
+
+/// What sweeping an expired record takes away. See [`RecordEdit::sweep`].
+pub fn sweep(
+    store: &impl StoreRead,
+    at: At<'_>,
+    record: &RecordId,
+    hidden_before: u64,
+    sums: &[(Field, FieldType, Vec<u8>)],
+    (seen, last): (VersionVector, bool),
+) -> Result<Evaluated, StoreError> {
+    let terms = Terms::default();
+    let mut edit = RecordEdit::new(store, record, At { has_expiries: false, ..at }, &terms)?;
+    edit.sweep(hidden_before, sums, seen, last)?;
     Ok(Evaluated { found: edit.found(), change: edit.finish(record) })
 }
 
@@ -112,18 +141,15 @@ fn check_sizes(write: &Write, limits: &Limits) -> Result<(), Refusal> {
     let mut members_found = 0;
     for (op, operation) in write.ops.iter().enumerate() {
         let refuse = |reason| Err(Refusal { op, reason });
-        match operation {
-            Op::Set { value, .. } if value.as_str().len() > limits.value_bytes_max => {
-                let found = value.as_str().len();
-                return refuse(Reason::ValueTooLarge { found, max: limits.value_bytes_max });
-            }
-            Op::Add { members, .. } | Op::Remove { members, .. } => {
-                members_found += members.len();
-                if members_found > limits.members_max {
-                    return refuse(Reason::TooManyMembers { found: members_found, max: limits.members_max });
-                }
-            }
-            _ => {}
+        if let Op::Set { value, .. } = operation
+            && value.as_str().len() > limits.value_bytes_max
+        {
+            let found = value.as_str().len();
+            return refuse(Reason::ValueTooLarge { found, max: limits.value_bytes_max });
+        }
+        members_found += operation.members().0;
+        if members_found > limits.members_max {
+            return refuse(Reason::TooManyMembers { found: members_found, max: limits.members_max });
         }
     }
     Ok(())

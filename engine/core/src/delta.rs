@@ -30,7 +30,9 @@ use crate::ids::{Field, Member, Namespace, RecordId};
 use crate::json::Json;
 use crate::row::{FieldType, MAX_SLOT_BYTES};
 use crate::time::Hlc;
-use crate::types::{counter, keyed, presence, register};
+use crate::types::exact::Exact;
+use crate::types::expiry::Expiry;
+use crate::types::{expiry, keyed, presence, register, sums, unique, zset};
 
 /// The format of what format 1 cannot say.
 pub const DELTA_VERSION: u8 = 2;
@@ -253,7 +255,15 @@ fn check_slot(ty: FieldType, slot: &[u8]) -> Result<(), CodecError> {
             let member = presence::slot_member(slot).ok_or_else(|| malformed("not a slot of a set"))?;
             Member::new(member).map(drop).map_err(|error| malformed(error.to_string()))
         }
-        FieldType::COUNTER => counter::parse_slot(slot).map(drop),
+        FieldType::COUNTER => sums::parse_slot(slot).map(drop),
+        FieldType::ZSET | FieldType::ZSUM => {
+            let (base, rest) = zset::split(slot).ok_or_else(|| malformed("not a slot of a zset"))?;
+            let member = zset::member(base).ok_or_else(|| malformed("a member that is no UTF-8"))?;
+            Member::new(member).map_err(|error| malformed(error.to_string()))?;
+            if ty == FieldType::ZSET { zset::check_rest(rest) } else { sums::parse_slot(rest).map(drop) }
+        }
+        FieldType::UNIQUE => unique::parse(slot).map(drop),
+        FieldType::EXPIRY if slot != expiry::SLOT => Err(malformed("not a slot of an expiry")),
         FieldType::KEYED if slot.len() != keyed::SLOT_BYTES => {
             Err(malformed("not a slot of a keyed increment"))
         }
@@ -270,21 +280,19 @@ fn check_payload(ty: FieldType, slot: &[u8], dot: Dot, payload: &[u8]) -> Result
                 return Err(malformed("a register's JSON is not in its compact form"));
             }
         }
-        FieldType::FLAG | FieldType::SET if !payload.is_empty() => {
-            return Err(malformed("a flag's or member's row carries nothing"));
+        FieldType::FLAG | FieldType::SET | FieldType::UNIQUE if !payload.is_empty() => {
+            return Err(malformed("a flag's, member's or observation's row carries nothing"));
         }
-        FieldType::COUNTER if slot == counter::SUM_SLOT => {
-            let sum = counter::Sum::decode(payload)?;
-            if sum.last > dot.counter {
-                return Err(malformed("a sum row names an increment that is still to come"));
+        FieldType::COUNTER => sums::check_payload::<i128>(slot, dot, payload)?,
+        FieldType::ZSET | FieldType::ZSUM => {
+            let (_, rest) = zset::split(slot).ok_or_else(|| malformed("not a slot of a zset"))?;
+            match ty {
+                FieldType::ZSET => zset::check_payload(rest, dot, payload)?,
+                _ => sums::check_payload::<Exact>(rest, dot, payload)?,
             }
         }
-        FieldType::KEYED => {
-            keyed::decode(payload)?;
-        }
-        FieldType::COUNTER => {
-            counter::decode_reset(payload)?;
-        }
+        FieldType::EXPIRY => drop(Expiry::decode(payload)?),
+        FieldType::KEYED => drop(keyed::decode(payload)?),
         _ => {}
     }
     Ok(())

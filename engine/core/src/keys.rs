@@ -7,6 +7,7 @@
 //! | `keys` | namespace 0 · key |
 //! | `fields` | as `rows`, up to and with the type |
 //! | `staged` | as `rows` |
+//! | `derived` | as `fields`, and what [`crate::derived`] says |
 //! | `requests` | 0 · namespace 0 · idempotency key (16) · partition (2), or 1 · time (8) · the same |
 //! | `meta` | a name, then its bytes |
 //!
@@ -185,9 +186,45 @@ pub fn job(type_prefix: &[u8]) -> Vec<u8> {
     [JOB, type_prefix].concat()
 }
 
-/// The field's key ([`type_prefix`]) of a job's.
-pub fn parse_job(job: &[u8]) -> Result<&[u8], CodecError> {
-    job.strip_prefix(JOB).ok_or_else(|| malformed("not a job's key"))
+/// Work left to do on a part of it, by what its slots begin with.
+pub fn job_of(type_prefix: &[u8], part: &[u8]) -> Vec<u8> {
+    [JOB, type_prefix, part].concat()
+}
+
+/// The field's key ([`type_prefix`]) of a job's, and the part.
+pub fn parse_job(job: &[u8]) -> Result<(&[u8], &[u8]), CodecError> {
+    let range = job.strip_prefix(JOB).ok_or_else(|| malformed("not a job's key"))?;
+    Ok(range.split_at(type_bytes(range)?))
+}
+
+/// That records of a partition have had expiries, in `meta`.
+pub fn has_expiries(partition: PartitionId) -> Vec<u8> {
+    [b"expiries/", &partition.0.to_be_bytes()[..]].concat()
+}
+
+/// That a record may have expired at a time, in milliseconds since 1970, in `meta`.
+pub fn due(partition: PartitionId, at_ms: u64, record: &RecordId) -> Vec<u8> {
+    let mut key = dues(partition);
+    key.extend_from_slice(&at_ms.to_be_bytes());
+    push_name(&mut key, record.namespace.as_str());
+    key.extend_from_slice(record.key.as_str().as_bytes());
+    key
+}
+
+/// The first bytes of a partition's keys made by [`due`].
+pub fn dues(partition: PartitionId) -> Vec<u8> {
+    [b"due/", &partition.0.to_be_bytes()[..]].concat()
+}
+
+/// The parts of a key made by [`due`].
+pub fn parse_due(key: &[u8]) -> Result<(u64, RecordId), CodecError> {
+    let names = key.get(14..).ok_or_else(|| malformed("a due record's key is too short"))?;
+    let end = names.iter().position(|&byte| byte == 0).ok_or_else(|| malformed("a due record has no key"))?;
+    let text = |bytes| std::str::from_utf8(bytes).map_err(|_| malformed("a name that is no UTF-8"));
+    let invalid = |error: crate::ids::NameError| malformed(&error.to_string());
+    let namespace = Namespace::new(text(&names[..end])?).map_err(invalid)?;
+    let key_name = Key::new(text(&names[end + 1..])?).map_err(invalid)?;
+    Ok((be_u64(&key[6..14]), RecordId { namespace, key: key_name }))
 }
 
 /// Jobs of a partition.
@@ -406,7 +443,11 @@ mod tests {
             let field_key = type_prefix(&prefix, &row.field, row.ty);
             prop_assert_eq!(parse_type_prefix(&field_key), Ok((record(&name_of), row.field.clone(), row.ty)));
             let job = job(&field_key);
-            prop_assert_eq!(parse_job(&job), Ok(field_key.as_slice()));
+            prop_assert_eq!(parse_job(&job), Ok((field_key.as_slice(), &[][..])));
+            let part = job_of(&field_key, &row.slot);
+            prop_assert_eq!(parse_job(&part), Ok((field_key.as_slice(), row.slot.as_slice())));
+            let due = due(PartitionId(7), hlc, &record(&name_of));
+            prop_assert_eq!(parse_due(&due), Ok((hlc, record(&name_of))));
             prop_assert_eq!(row_dot(&key, &value), Ok(row.dot));
             let parts = parse_row_key(&key).unwrap();
             prop_assert_eq!((&key[..parts.record_bytes], &key[..parts.type_bytes]), (&prefix[..], &field_key[..]));

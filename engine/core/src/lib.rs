@@ -9,7 +9,7 @@
 //! 2. [`row`] and [`delta`]: what is stored, and what one commit changed;
 //! 3. [`types`]: one module a CRDT type, each with its semantics and its invariant in the header;
 //! 4. [`commit`]: operations to delta; [`partition`]: deltas to rows, log and context; [`interval`]: runs of deltas;
-//!    [`fields`] and [`requests`]: what a node remembers besides;
+//!    [`fields`], [`derived`] and [`requests`]: what a node remembers besides;
 //! 5. [`read`]: rows to values;
 //! 6. [`store`] and [`machine`]: the two boundaries to the world.
 
@@ -17,6 +17,7 @@ pub mod codec;
 pub mod commit;
 pub mod context;
 pub mod delta;
+pub mod derived;
 pub mod digest;
 pub mod fields;
 pub mod ids;

@@ -5,6 +5,7 @@ use crate::delta::RequestKey;
 use crate::ids::{Field, Member, RecordId};
 use crate::json::Json;
 use crate::row::FieldType;
+use crate::types::score::Score;
 
 /// One operation on a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,43 @@ pub enum Op {
         /// The members.
         members: Vec<Member>,
     },
+    /// Assigns scores to members of a zset, which adds them.
+    ZAdd {
+        /// The zset.
+        field: Field,
+        /// Members and their scores.
+        scores: Vec<(Member, Score)>,
+    },
+    /// Adds to the score of a zset's member, which adds the member.
+    ZIncr {
+        /// The zset.
+        field: Field,
+        /// The member.
+        member: Member,
+        /// How much, of either sign.
+        by: Score,
+    },
+    /// Removes members from a zset, as far as seen.
+    ZRemove {
+        /// The zset.
+        field: Field,
+        /// The members.
+        members: Vec<Member>,
+    },
+    /// Observes members, to be counted as distinct ones.
+    Observe {
+        /// The unique.
+        field: Field,
+        /// The members.
+        members: Vec<Member>,
+    },
+    /// Sets when the record expires.
+    Expire {
+        /// In how many milliseconds from the commit on, 1 to [`EXPIRE_MS_MAX`](crate::types::expiry::EXPIRE_MS_MAX).
+        in_ms: u64,
+    },
+    /// Makes the record never expire.
+    Persist,
     /// Takes away what was seen of a field, whatever its type.
     Clear {
         /// The field.
@@ -63,10 +101,30 @@ impl Op {
             Self::Set { .. }
             | Self::Disable { .. }
             | Self::Remove { .. }
+            | Self::ZRemove { .. }
             | Self::Clear { .. }
             | Self::Delete => true,
-            Self::Incr { .. } | Self::Enable { .. } | Self::Add { .. } => false,
+            Self::Incr { .. }
+            | Self::Enable { .. }
+            | Self::Add { .. }
+            | Self::ZAdd { .. }
+            | Self::ZIncr { .. }
+            | Self::Observe { .. }
+            | Self::Expire { .. }
+            | Self::Persist => false,
         }
+    }
+
+    /// Whether the operation only takes away, so that it makes no field.
+    pub fn only_removes(&self) -> bool {
+        matches!(
+            self,
+            Self::Remove { .. }
+                | Self::Disable { .. }
+                | Self::ZRemove { .. }
+                | Self::Clear { .. }
+                | Self::Delete
+        )
     }
 
     /// The field and type that the operation needs; `None` if it takes any.
@@ -76,7 +134,28 @@ impl Op {
             Self::Incr { field, .. } => Some((field, FieldType::COUNTER)),
             Self::Enable { field } | Self::Disable { field } => Some((field, FieldType::FLAG)),
             Self::Add { field, .. } | Self::Remove { field, .. } => Some((field, FieldType::SET)),
-            Self::Clear { .. } | Self::Delete => None,
+            Self::ZAdd { field, .. } | Self::ZIncr { field, .. } | Self::ZRemove { field, .. } => {
+                Some((field, FieldType::ZSET))
+            }
+            Self::Observe { field, .. } => Some((field, FieldType::UNIQUE)),
+            Self::Clear { .. } | Self::Delete | Self::Expire { .. } | Self::Persist => None,
+        }
+    }
+
+    /// How many members it names, and the bytes that they take in memory.
+    pub fn members(&self) -> (usize, usize) {
+        let bytes = |member: &Member| size_of::<Member>() + member.as_str().len();
+        match self {
+            Self::Add { members, .. }
+            | Self::Remove { members, .. }
+            | Self::ZRemove { members, .. }
+            | Self::Observe { members, .. } => (members.len(), members.iter().map(bytes).sum()),
+            Self::ZAdd { scores, .. } => {
+                let of = |(member, _): &(Member, Score)| bytes(member) + size_of::<Score>();
+                (scores.len(), scores.iter().map(of).sum())
+            }
+            Self::ZIncr { member, .. } => (1, bytes(member)),
+            _ => (0, 0),
         }
     }
 }
@@ -95,16 +174,12 @@ impl Write {
     pub fn bytes(&self) -> usize {
         let op = |op: &Op| {
             let name = op.target().map_or(0, |(field, _)| field.as_str().len());
-            size_of::<Op>()
-                + match op {
-                    Op::Set { value, .. } => name + value.as_str().len(),
-                    Op::Add { members, .. } | Op::Remove { members, .. } => {
-                        let names = members.iter().map(|member| size_of::<Member>() + member.as_str().len());
-                        name + names.sum::<usize>()
-                    }
-                    Op::Clear { field } => field.as_str().len(),
-                    Op::Incr { .. } | Op::Enable { .. } | Op::Disable { .. } | Op::Delete => name,
-                }
+            let more = match op {
+                Op::Set { value, .. } => value.as_str().len(),
+                Op::Clear { field } => field.as_str().len(),
+                op => op.members().1,
+            };
+            size_of::<Op>() + name + more
         };
         let RecordId { namespace, key } = &self.record;
         let ops: usize = self.ops.iter().map(op).sum();
@@ -182,10 +257,10 @@ pub enum Reason {
     },
     /// A removal over increments that the client has not seen.
     #[error(
-        "counter {field:?} has increments that the token does not cover, and sums cannot be split: read the record again"
+        "{field:?} has increments that the token does not cover, and sums cannot be split: read the record again"
     )]
     StaleSeen {
-        /// The counter.
+        /// The counter or zset.
         field: Field,
     },
     /// A value above the limit.
@@ -215,6 +290,17 @@ pub enum Reason {
     TooManyMembers {
         /// Members found so far.
         found: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A zset too large to be cleared in one commit: each member that was incremented costs a row.
+    #[error(
+        "zset {field:?} has more than {max} members with increments, the most that one commit clears: remove its members \
+         in parts (zremove), then clear it"
+    )]
+    TooManyIncremented {
+        /// The zset.
+        field: Field,
         /// The limit.
         max: usize,
     },

@@ -20,6 +20,8 @@
 //!   cannot be applied follows one that was lost, and comes again. Hence no two wait for each other in a circle.
 
 mod apply;
+mod derived;
+mod expiries;
 mod log;
 mod repair;
 mod scrub;
@@ -41,11 +43,15 @@ use crate::requests::{self, Known};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
+pub use expiries::Sweep;
 pub use log::{LogEntry, LogFloor, read_log};
 pub use repair::Checked;
 pub use scrub::Reinstated;
-pub use sweep::{Fold, Step};
+pub use sweep::{Fold, Own, Step};
 
+pub(crate) use expiries::{may_hide, read as read_expiry};
+
+use expiries::Look;
 use log::Log;
 use scrub::Watch;
 
@@ -75,6 +81,9 @@ pub struct Sizes {
     pub clear_rows: usize,
     /// Rows that one step of a sweep looks at, at least 1.
     pub sweep_rows: usize,
+    /// How long after its time an expired record is swept at the earliest, in milliseconds; each node waits one to four times as
+    /// long.
+    pub sweep_after_ms: u64,
 }
 
 impl Default for Sizes {
@@ -84,6 +93,7 @@ impl Default for Sizes {
             checkpoint_bytes: CHECKPOINT_BYTES,
             clear_rows: 256,
             sweep_rows: 1024,
+            sweep_after_ms: 60_000,
         }
     }
 }
@@ -111,6 +121,10 @@ pub struct Partition {
     has_jobs: bool,
     /// Whether some field may have a state: in most partitions none has.
     has_states: bool,
+    /// Whether some record may have an expiry.
+    has_expiries: bool,
+    /// A due record that is being looked through.
+    look: Option<Look>,
     /// Whether something may be staged.
     has_staged: bool,
     /// Where the next job is looked for.
@@ -192,6 +206,7 @@ impl Partition {
         let states = keys::partition_prefix(id);
         let log = Log::open(store, id, meta.log_last, meta.checkpoint_entries)?;
         let has_states = store.first(Family::Fields, &states, &keys::after_prefix(&states))?.is_some();
+        let has_expiries = store.get(Family::Meta, &keys::has_expiries(id))?.is_some();
         let has_staged = store.first(Family::Staged, &states, &keys::after_prefix(&states))?.is_some();
         Ok(Self {
             id,
@@ -204,6 +219,8 @@ impl Partition {
             pending_bytes: 0,
             has_jobs: true,
             has_states,
+            has_expiries,
+            look: None,
             has_staged,
             job_turn: None,
             watch: None,
@@ -275,7 +292,7 @@ impl Partition {
             if writes[..write].iter().any(|earlier| earlier.record == asked.record) {
                 return Err(CommitError::RecordTwice { write });
             }
-            match commit::evaluate(txn, self.at(dot, oldest_ms), asked, terms, limits) {
+            match commit::evaluate(txn, self.at(dot, times), asked, terms, limits) {
                 Ok(Evaluated { change: Some(record), found: of_record }) => {
                     records.push(record);
                     found.push(of_record);
@@ -298,28 +315,34 @@ impl Partition {
             .map(Committed::Applied)
     }
 
-    /// Folds a counter, in a commit of this node's own, if there is anything to fold. `now_ms` is the node's time.
-    pub fn fold<S: StoreRead>(
+    /// Makes a commit of this node's own, if there is anything to change. `now_ms` is the node's time.
+    pub fn commit_own<S: StoreRead>(
         &mut self,
         txn: &mut Txn<'_, S>,
-        fold: Fold,
+        own: Own,
         now_ms: u64,
         stamp: impl FnOnce() -> Hlc,
     ) -> Result<Option<Applied>, StoreError> {
-        let Fold { record, field, job } = fold;
-        txn.delete(Family::Meta, job);
-        let evaluated = commit::fold(txn, self.at(self.next_dot(), 0), &record, &field)?;
+        let evaluated = match own {
+            Own::Fold(Fold { record, field, members, jobs }) => {
+                jobs.into_iter().for_each(|job| txn.delete(Family::Meta, job));
+                commit::fold(txn, self.at(self.next_dot(), (now_ms, 0)), &record, &field, &members)?
+            }
+            Own::Sweep(sweep) => self.swept(txn, sweep, now_ms)?,
+        };
         let Evaluated { change: Some(delta), found } = evaluated else { return Ok(None) };
         match self.commit_records(txn, vec![delta], &[found], Vec::new(), stamp(), (now_ms, 0)) {
             Ok(applied) => Ok(Some(applied)),
             Err(CommitError::Store(error)) => Err(error),
-            Err(refused) => Err(StoreError::Inconsistent(format!("a fold cannot be made: {refused}"))),
+            Err(refused) => Err(StoreError::Inconsistent(format!("an own commit cannot be made: {refused}"))),
         }
     }
 
-    fn at(&self, own: Dot, oldest_ms: u64) -> At<'_> {
+    /// `times` are the node's and that before which idempotency keys no longer count.
+    fn at(&self, own: Dot, (now_ms, oldest_ms): (u64, u64)) -> At<'_> {
+        let Self { id, has_states, has_expiries, .. } = *self;
         let context = &self.meta.context;
-        At { partition: self.id, own, context, has_states: self.has_states, oldest_ms }
+        At { partition: id, own, context, has_states, has_expiries, oldest_ms, now_ms }
     }
 
     fn next_dot(&self) -> Dot {
@@ -504,14 +527,18 @@ impl Partition {
             before: &self.meta.context,
             clear_rows: self.sizes.clear_rows,
             has_states: self.has_states,
+            has_expiries: self.has_expiries,
             known,
         };
         let left = apply::apply(txn, &place, delta)?;
+        // What is hidden may have come after the look passed.
+        self.look.take_if(|look| delta.records.iter().any(|record| look.is_of(&record.record)));
         if let Some(watch) = &mut self.watch {
             watch.touched(self.id, &delta.records);
         }
         self.has_jobs |= left.job;
         self.has_states |= left.state;
+        self.has_expiries |= left.expiry;
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {
             let Request { namespace, id, dot, hlc } = request;
             let known = Known::new(*id, Some((*dot, *hlc)), hlc.millis());

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | this one | records and fields |
 //! | `sets` | pages of sets, membership, sizes |
+//! | `zsets`, `uniques` | the same of zsets, by member, rank and score; estimates of uniques |
 //! | `listing` | the keys of a namespace |
 //! | `rows` | the one way to stored rows, and how much of them is looked at |
 
@@ -15,6 +16,8 @@ mod rows;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod uniques;
+mod zsets;
 
 use std::ops::ControlFlow;
 
@@ -26,11 +29,13 @@ use crate::row::{FieldType, Row};
 use crate::store::{StoreError, StoreRead};
 use crate::time::Hlc;
 use crate::types::register;
+use crate::types::score::Score;
 
 pub use listing::list_keys;
 pub use sets::{contains, kept_size, members, size};
+pub use zsets::{Place, Ranked, ZPage, ZRange, scored, zmembers, zpage, zsize};
 
-use rows::{Budget, Rows, each_type};
+use rows::{Budget, Record, Rows, each_type};
 
 /// The most siblings of a register that a read returns.
 pub const SIBLINGS_MAX: usize = 100;
@@ -56,12 +61,30 @@ pub enum Value {
         /// Whether members were left out.
         truncated: bool,
     },
+    /// Members and scores by rank, the lowest first; `truncated` if there are more than asked for.
+    Zset {
+        /// The members and their scores.
+        members: Vec<(String, Score)>,
+        /// Whether members were left out.
+        truncated: bool,
+    },
+    /// About how many distinct members were observed.
+    Unique(u64),
+}
+
+/// Where and when something is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadAt {
+    /// How many partitions the cluster has.
+    pub partitions: u16,
+    /// The node's time, in milliseconds since 1970: what has expired by then is absent.
+    pub now_ms: u64,
 }
 
 /// How much of a record is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
-    /// The most members of each set: the others are left out.
+    /// The most members of each set and zset: the others are left out.
     pub members_max: usize,
     /// The most bytes of values, siblings and members in all: what is larger is not read.
     pub bytes_max: usize,
@@ -82,6 +105,9 @@ pub enum ReadError {
         /// The limit.
         max: usize,
     },
+    /// A large zset's order by score is being made, or waits until what has expired is swept.
+    #[error("the order by score is being made: try again in a while, or read by member")]
+    Unordered,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -133,25 +159,25 @@ pub struct Page<T> {
 /// Reads a record: its live fields by name, then in the order of precedence.
 pub fn record(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     limits: ReadLimits,
 ) -> Result<Vec<FieldView>, ReadError> {
-    record_within(store, partitions, record, limits.members_max, &Budget::of_bytes(limits.bytes_max))
+    record_within(store, at, record, limits.members_max, &Budget::of_bytes(limits.bytes_max))
 }
 
 /// Reads records, each as [`record`] does, in the order given. They share the limit on bytes, to which their keys
 /// count.
 pub fn records(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     records: &[RecordId],
     limits: ReadLimits,
 ) -> Result<Vec<Vec<FieldView>>, ReadError> {
     let budget = Budget::of_bytes(limits.bytes_max);
     let read = |record: &RecordId| {
         budget.take_bytes(record.key.as_str().len())?;
-        record_within(store, partitions, record, limits.members_max, &budget)
+        record_within(store, at, record, limits.members_max, &budget)
     };
     records.iter().map(read).collect()
 }
@@ -159,15 +185,15 @@ pub fn records(
 /// Reads one field: its live types in the order of precedence, so that the first is what a read by name gives.
 pub fn field(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     field: &Field,
     limits: ReadLimits,
 ) -> Result<Vec<FieldView>, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
-    let range = keys::field_prefix(&prefix, field);
     let budget = Budget::of_bytes(limits.bytes_max);
-    let mut views = read_fields(store, &prefix, &range, limits.members_max, &budget)?;
+    let record = Record::open(store, at, record, &budget)?;
+    let range = keys::field_prefix(&record.prefix, field);
+    let mut views = read_fields(&record, &range, limits.members_max)?;
     views.sort_by_key(|view| view.ty.read_precedence());
     Ok(views)
 }
@@ -175,14 +201,15 @@ pub fn field(
 /// The types of a field that have a live value, in the order of precedence.
 pub fn live_types(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     field: &Field,
 ) -> Result<Vec<FieldType>, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
-    let range = keys::field_prefix(&prefix, field);
+    let budget = Budget::unlimited();
+    let record = Record::open(store, at, record, &budget)?;
+    let range = keys::field_prefix(&record.prefix, field);
     let mut types = Vec::new();
-    each_type(store, &prefix, &range, &Budget::unlimited(), |_, ty, rows| {
+    each_type(&record, &range, |_, ty, rows| {
         if rows.live()? {
             types.push(ty);
         }
@@ -194,26 +221,24 @@ pub fn live_types(
 
 fn record_within(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     members_max: usize,
     budget: &Budget,
 ) -> Result<Vec<FieldView>, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
-    let mut views = read_fields(store, &prefix, &prefix, members_max, budget)?;
+    let record = Record::open(store, at, record, budget)?;
+    let mut views = read_fields(&record, &record.prefix, members_max)?;
     views.sort_by(|a, b| (&a.field, a.ty.read_precedence()).cmp(&(&b.field, b.ty.read_precedence())));
     Ok(views)
 }
 
 fn read_fields(
-    store: &impl StoreRead,
-    record_prefix: &[u8],
+    record: &Record<'_, impl StoreRead>,
     range: &[u8],
     members_max: usize,
-    budget: &Budget,
 ) -> Result<Vec<FieldView>, ReadError> {
     let mut views = Vec::new();
-    each_type(store, record_prefix, range, budget, |field, ty, rows| {
+    each_type(record, range, |field, ty, rows| {
         let view = match ty {
             FieldType::REGISTER => register(&rows)?,
             FieldType::COUNTER => {
@@ -221,6 +246,8 @@ fn read_fields(
             }
             FieldType::FLAG => latest(rows.all()?).map(|row| (Value::Flag, row)),
             FieldType::SET => set(&rows, members_max)?,
+            FieldType::ZSET => zsets::view(&rows, members_max)?,
+            FieldType::UNIQUE => uniques::view(&rows)?,
             // Of a later version: kept and relayed, not read.
             _ => None,
         };

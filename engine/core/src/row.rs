@@ -6,7 +6,7 @@
 //!
 //! - bit `0x40`: rows are keyed by their whole dot (two rows of one replica may stand side by side);
 //!   otherwise a replica's later row replaces its earlier one;
-//! - bit `0x20`: rows hold sums; a clear does not cover them, the type clears them by rows of its own.
+//! - bit `0x20`: rows hold sums; a clear's scope does not cover them, the type clears them by rows or kills of its own.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -23,8 +23,8 @@ use crate::time::Hlc;
 /// The format version of a stored row.
 pub const ROW_VERSION: u8 = 1;
 
-/// The most bytes of a slot within its field and type: a set's longest member and its end.
-pub const MAX_SLOT_BYTES: usize = crate::ids::MAX_MEMBER_BYTES + 1;
+/// The most bytes of a slot within its field and type: a zset's longest member, its end, and what follows.
+pub const MAX_SLOT_BYTES: usize = crate::ids::MAX_MEMBER_BYTES + 1 + crate::types::zset::SLOT_BYTES_MORE;
 
 /// A CRDT type, by its code on disk and on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -37,10 +37,18 @@ impl FieldType {
     pub const SET: Self = Self(0x02);
     /// Increments of a counter made under an idempotency key, each a slot of its own (read as part of the counter).
     pub const KEYED: Self = Self(0x03);
+    /// Members with scores: assignments, and increments under idempotency keys.
+    pub const ZSET: Self = Self(0x04);
+    /// Distinct members, estimated.
+    pub const UNIQUE: Self = Self(0x05);
     /// Sum of increments, with clears that take what they saw.
     pub const COUNTER: Self = Self(0x21);
+    /// The increments of a zset's members (read as part of the zset).
+    pub const ZSUM: Self = Self(0x22);
     /// The latest of concurrent assignments, the others kept as siblings.
     pub const REGISTER: Self = Self(0x41);
+    /// When the record expires: no value of the field under whose name it is kept. Of the kind that no clear's scope takes.
+    pub const EXPIRY: Self = Self(0x61);
 
     /// Whether rows are keyed by replica and counter, not by replica alone.
     pub fn keyed_by_dot(self) -> bool {
@@ -52,9 +60,13 @@ impl FieldType {
         self.0 & 0x20 != 0
     }
 
-    /// The type of which this one holds a part: itself, but for keyed increments.
+    /// The type of which this one holds a part: itself, but for keyed increments and the sums of a zset.
     pub fn whole(self) -> Self {
-        if self == Self::KEYED { Self::COUNTER } else { self }
+        match self {
+            Self::KEYED => Self::COUNTER,
+            Self::ZSUM => Self::ZSET,
+            _ => self,
+        }
     }
 
     /// The name in the API, for the types that this version knows.
@@ -62,6 +74,8 @@ impl FieldType {
         match self.whole() {
             Self::FLAG => Some("flag"),
             Self::SET => Some("set"),
+            Self::ZSET => Some("zset"),
+            Self::UNIQUE => Some("unique"),
             Self::COUNTER => Some("counter"),
             Self::REGISTER => Some("register"),
             _ => None,
@@ -71,7 +85,9 @@ impl FieldType {
     /// The place among types of one name when a read by name must choose: the smallest wins.
     pub fn read_precedence(self) -> u8 {
         match self.whole() {
+            Self::ZSET => 1,
             Self::SET => 2,
+            Self::UNIQUE => 3,
             Self::COUNTER => 4,
             Self::FLAG => 5,
             Self::REGISTER => 6,

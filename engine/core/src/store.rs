@@ -33,12 +33,22 @@ pub enum Family {
     Requests,
     /// Rows that a peer sent and that have not taken effect yet.
     Staged,
+    /// What follows from rows, for reads.
+    Derived,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 7] =
-        [Self::Rows, Self::Log, Self::Keys, Self::Meta, Self::Fields, Self::Requests, Self::Staged];
+    pub const ALL: [Self; 8] = [
+        Self::Rows,
+        Self::Log,
+        Self::Keys,
+        Self::Meta,
+        Self::Fields,
+        Self::Requests,
+        Self::Staged,
+        Self::Derived,
+    ];
 
     /// The family's name on disk.
     pub fn name(self) -> &'static str {
@@ -50,6 +60,7 @@ impl Family {
             Self::Fields => "fields",
             Self::Requests => "requests",
             Self::Staged => "staged",
+            Self::Derived => "derived",
         }
     }
 }

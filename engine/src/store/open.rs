@@ -47,15 +47,16 @@ use rocksdb::{Cache, DB, ErrorKind, Options};
 
 use super::{Durability, RocksStore, Shared, StoreOptions, options};
 
-/// The version of the whole store's layout that this build writes. It opens stores of formats 1 and 2, too, and brings
-/// them to this one. Format 3 has logs that begin later than at their first entry, and `staged`: a version that does not know of that must not
-/// serve them.
-pub const FORMAT_VERSION: u8 = 3;
+/// The version of the whole store's layout that this build writes. It opens stores of formats 1 to 3, too, and brings
+/// them to this one. Format 3 has logs that begin later than at their first entry, and `staged`; format 4 has `derived`, which a
+/// version that does not know of it would leave behind what it writes, and records that expire.
+pub const FORMAT_VERSION: u8 = 4;
 
 /// The format before `fields` and `requests`.
 const FORMAT_1: u8 = 1;
 /// Families that older formats lack, and the first format that has them.
-const ADDED: [(Family, u8); 3] = [(Family::Fields, 2), (Family::Requests, 2), (Family::Staged, 3)];
+const ADDED: [(Family, u8); 4] =
+    [(Family::Fields, 2), (Family::Requests, 2), (Family::Staged, 3), (Family::Derived, 4)];
 
 const CREATING: &str = "GODWIT-CREATING";
 const UNSYNCED: &str = "GODWIT-UNSYNCED";

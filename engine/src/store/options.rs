@@ -136,6 +136,11 @@ pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -
             table.set_bloom_filter(BLOOM_BITS, false);
             16
         }
+        // Members that are not in an order yet are looked up in vain, once each.
+        Family::Derived => {
+            table.set_bloom_filter(BLOOM_BITS, false);
+            8
+        }
         // What is asked for here is there: blooms would only cost.
         Family::Log => 4,
         Family::Meta => 16,

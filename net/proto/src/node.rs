@@ -37,6 +37,8 @@ use crate::scrub::Scrubs;
 const CLOCK_VERSION: u8 = 1;
 /// How often idempotency keys whose window has ended are looked for.
 const REQUESTS_INTERVAL_US: u64 = 10_000_000;
+/// How often records whose time has come are looked for.
+const EXPIRIES_INTERVAL_US: u64 = 1_000_000;
 /// Idempotency keys dropped in one step.
 const REQUESTS_STEP: usize = 1000;
 /// How long a job waits that cannot be done before it is settled under which id the node writes.
@@ -171,6 +173,8 @@ pub struct Node {
     jobs_at: Option<Mono>,
     /// The partition whose turn it is then.
     jobs_turn: u16,
+    /// When records whose time has come are looked for.
+    expiries_at: Mono,
     /// When to look for idempotency keys whose window has ended.
     requests_at: Mono,
     pub(crate) retention: Retention,
@@ -220,6 +224,7 @@ impl Node {
             // There may be jobs left from before.
             jobs_at: Some(Mono(0)),
             jobs_turn: 0,
+            expiries_at: Mono(0),
             requests_at: Mono(0),
             retention: Retention::new(),
             pending_bytes: 0,
@@ -314,23 +319,42 @@ impl Node {
         };
         self.jobs_turn = (turn + 1) % self.config.partitions;
         let mut pause = self.config.tuning.job_pause_us;
-        match self.partitions[usize::from(turn)].work(&mut step.txn)? {
+        match self.partitions[usize::from(turn)].work(&mut step.txn, step.now.wall.0)? {
             partition::Step::Idle => pause = 0,
             partition::Step::Worked => {}
-            partition::Step::Fold(_) if self.stopped || !self.incarnation.is_settled() => {
+            partition::Step::Own(_) if self.stopped || !self.incarnation.is_settled() => {
                 pause = UNSETTLED_PAUSE_US
             }
-            partition::Step::Fold(fold) => {
+            partition::Step::Own(own) => {
                 let (clock, wall) = (&mut self.clock, step.now.wall);
-                let folded = self.partitions[usize::from(turn)]
-                    .fold(&mut step.txn, fold, wall.0, || clock.tick(wall))?;
-                if let Some(applied) = folded {
+                let made =
+                    self.partitions[usize::from(turn)]
+                        .commit_own(&mut step.txn, own, wall.0, || clock.tick(wall))?;
+                if let Some(applied) = made {
                     self.committed(step, PartitionId(turn), &applied);
                 }
             }
         }
         self.jobs_at = Some(now.plus_us(pause));
         Ok(())
+    }
+
+    /// Looks for records whose time has come.
+    fn expiries_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
+        let now = step.now.mono;
+        if self.expiries_at > now || !self.has_expiries() {
+            return Ok(());
+        }
+        self.expiries_at = now.plus_us(EXPIRIES_INTERVAL_US);
+        for id in 0..self.config.partitions {
+            self.partitions[usize::from(id)].due(&step.txn, step.now.wall.0)?;
+            self.jobs_may_be_due(step.now, PartitionId(id));
+        }
+        Ok(())
+    }
+
+    fn has_expiries(&self) -> bool {
+        self.partitions.iter().any(Partition::has_expiries)
     }
 
     /// Forgets idempotency keys whose window has ended.
@@ -513,6 +537,7 @@ impl Machine for Node {
             self.next_catch_up_deadline(),
             self.incarnation.deadline(),
             self.jobs_at,
+            self.has_expiries().then_some(self.expiries_at),
             self.repairs.deadline(self.config.tuning.repair_window_bytes),
             self.scrubs.deadline(self.repairs.read_at()),
             Some(self.requests_at),
@@ -535,6 +560,7 @@ impl Machine for Node {
         self.ask_due(&mut step);
         self.answers_due(&mut step)?;
         self.repairs_due(&mut step)?;
+        self.expiries_due(&mut step)?;
         self.jobs_due(&mut step)?;
         self.requests_due(&mut step)?;
         self.retention_due(&mut step)?;

@@ -113,7 +113,8 @@ async fn reads(
     let ids: Arc<[RecordId]> = keys.iter().map(record).collect();
     let partitions = api.node.partitions();
     let homes = ids.iter().map(|id| id.partition(partitions)).collect();
-    let read = move |store: &StoreView<'_>, limits| read::records(store, partitions, &ids, limits);
+    let at = api.node.read_at();
+    let read = move |store: &StoreView<'_>, limits| read::records(store, at, &ids, limits);
     let Fetched { views, room } = respond::fetch(api, session, &homes, read).await?;
     let viewer = Viewer::new(&api.node, shape, views.iter().flatten()).await;
     let show = |(key, views): (&Key, Vec<_>)| {

@@ -14,10 +14,10 @@ use super::request::{self, FieldPath, Query};
 use super::respond::Fetched;
 use super::session::Session;
 use super::view::{CommittedBody, Shape, Viewer};
-use super::{Api, respond, sets};
+use super::{Api, respond, sets, zsets};
 use crate::node::StoreView;
 
-/// `GET`: the field's value; of a set also a page, or its size.
+/// `GET`: the field's value; of a set or zset also a page, or its size.
 pub(super) async fn read(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -25,15 +25,21 @@ pub(super) async fn read(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = Query::of_data(uri.query(), &["after", "limit", "numbers", "view"])?;
+    let query = Query::of_data(
+        uri.query(),
+        &[&["after", "limit", "numbers", "view"][..], &zsets::PARAMETERS].concat(),
+    )?;
     let view = query.one_of("view", &["full", "size"])?;
-    let paged = query.text("after").is_some() || query.text("limit").is_some();
+    let ranked = zsets::PARAMETERS.iter().any(|name| query.text(name).is_some());
+    let paged = ranked || query.text("after").is_some() || query.text("limit").is_some();
     match view {
         Some(view) if paged => {
-            let detail = format!("a page has no view: leave out view={view}, or after and limit");
+            let detail =
+                format!("a page has no view: leave out view={view}, or after, limit and what orders a page");
             Err(Problem::new(Kind::Malformed, detail))
         }
         Some("size") => sets::size(&api, &session, record, field, &headers).await,
+        None if ranked => zsets::page(&api, &session, record, field, &query, &headers).await,
         None if paged => sets::page(&api, &session, record, field, &query, &headers).await,
         view => value(&api, &session, record, field, Shape::of(view.is_some(), &query)?, &headers).await,
     }
@@ -49,7 +55,8 @@ async fn value(
 ) -> Result<Response, Problem> {
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let home = [record.partition(partitions)].into();
-    let read = move |store: &StoreView<'_>, limits| read::field(store, partitions, &record, &asked, limits);
+    let at = api.node.read_at();
+    let read = move |store: &StoreView<'_>, limits| read::field(store, at, &record, &asked, limits);
     let Fetched { views, room } = respond::fetch(api, session, &home, read).await?;
     let viewer = Viewer::new(&api.node, shape, &views).await;
     match viewer.field(field.as_str(), views)? {

@@ -97,6 +97,29 @@ impl Form {
             }
             Op::Clear { field } => begin(7, field.as_str()),
             Op::Delete => begin(8, ""),
+            Op::ZAdd { field, scores } => {
+                begin(9, field.as_str());
+                self.number(scores.len() as u64);
+                for (member, score) in scores {
+                    self.text(member.as_str());
+                    self.number(score.value().to_bits());
+                }
+            }
+            Op::ZIncr { field, member, by } => {
+                begin(10, field.as_str());
+                self.text(member.as_str());
+                self.number(by.value().to_bits());
+            }
+            Op::ZRemove { field, members } | Op::Observe { field, members } => {
+                begin(if matches!(op, Op::ZRemove { .. }) { 11 } else { 12 }, field.as_str());
+                self.number(members.len() as u64);
+                members.iter().for_each(|member| self.text(member.as_str()));
+            }
+            Op::Expire { in_ms } => {
+                begin(13, "");
+                self.number(*in_ms);
+            }
+            Op::Persist => begin(14, ""),
         }
     }
 }

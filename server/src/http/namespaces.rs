@@ -33,8 +33,9 @@ pub(super) async fn list(
     let Paging { after, limits } = Paging::parse(&query)?;
     let prefix = query.text("prefix").unwrap_or_default().to_owned();
     let partitions = api.node.partitions();
+    let at = api.node.read_at();
     let read = move |store: &StoreView<'_>| {
-        read::list_keys(store, partitions, &namespace, &prefix, after.as_deref(), limits)
+        read::list_keys(store, at, &namespace, &prefix, after.as_deref(), limits)
     };
     let page = session.read(&api, (0..partitions).map(PartitionId), read).await?;
     respond::tagged(&KeysBody::of(&page), &headers, None)

@@ -8,18 +8,21 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use godwit_core::ids::{Field, Member};
+use godwit_core::ids::{Field, Member, NameError};
 use godwit_core::json::Json;
 use godwit_core::op::Op;
+use godwit_core::types::expiry::EXPIRE_MS_MAX;
+use godwit_core::types::score::{NotFinite, Score};
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::problem::{Kind, Problem};
 use crate::config::LimitsSection;
 
 /// The operations that this version has, for people.
-const NAMES: &str = "set, incr, enable, disable, add, remove, clear";
+const NAMES: &str =
+    "set, incr, enable, disable, add, remove, zadd, zincr, zremove, observe, clear, expire, persist";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +51,12 @@ struct RawOp<'a> {
     by: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     members: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    member: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    scores: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    in_ms: Option<&'a RawValue>,
 }
 
 /// Keeps `null` apart from what is not there: a register may be set to `null`.
@@ -92,19 +101,38 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
     let takes: &[&str] = match name.op.as_ref() {
         "set" => &["value"],
         "incr" => &["by"],
-        "add" | "remove" => &["members"],
-        "enable" | "disable" | "clear" => &[],
+        "add" | "remove" | "zremove" | "observe" => &["members"],
+        "zadd" => &["scores"],
+        "zincr" => &["member", "by"],
+        "expire" => &["in_ms"],
+        "enable" | "disable" | "clear" | "persist" => &[],
         other => {
             let detail = format!("there is no operation {other:?}; this version has: {NAMES}");
             return Err(Problem::new(Kind::UnknownOp, detail));
         }
     };
     let raw: RawOp<'_> = object(text).map_err(not_one)?;
-    let given = [("value", raw.value), ("by", raw.by), ("members", raw.members)];
+    let given = [
+        ("value", raw.value),
+        ("by", raw.by),
+        ("members", raw.members),
+        ("member", raw.member),
+        ("scores", raw.scores),
+        ("in_ms", raw.in_ms),
+    ];
     if let Some((name, _)) = given.iter().find(|(name, value)| value.is_some() && !takes.contains(name)) {
         return Err(malformed(format!("the operation {:?} does not take `{name}`", raw.op)));
     }
     let missing = |name: &str| malformed(format!("the operation {:?} needs `{name}`", raw.op));
+    if let "expire" | "persist" = raw.op.as_ref() {
+        if raw.field.is_some() {
+            return Err(malformed(format!("{:?} is about the whole record: leave out `field`", raw.op)));
+        }
+        let Some(in_ms) = raw.in_ms else {
+            return if raw.op == "persist" { Ok(Op::Persist) } else { Err(missing("in_ms")) };
+        };
+        return expire(in_ms);
+    }
     let field = Field::new(raw.field.as_deref().ok_or_else(|| missing("field"))?)?;
     Ok(match raw.op.as_ref() {
         "set" => {
@@ -121,23 +149,101 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
         "enable" => Op::Enable { field },
         "disable" => Op::Disable { field },
         "clear" => Op::Clear { field },
-        add_or_remove => {
+        "zadd" => {
+            let scores = raw.scores.ok_or_else(|| missing("scores"))?;
+            Op::ZAdd { field, scores: self::scores(scores, limits, members_left)? }
+        }
+        "zincr" => {
+            let member: Cow<'_, str> =
+                serde_json::from_str(raw.member.ok_or_else(|| missing("member"))?.get())
+                    .map_err(|_| malformed("`member` must be a string"))?;
+            let by = raw.by.ok_or_else(|| missing("by"))?;
+            let by = score(by.get()).map_err(|_| malformed("`by` must be a finite number"))?;
+            *members_left = members_left.checked_sub(1).ok_or_else(|| too_many(limits))?;
+            Op::ZIncr { field, member: Member::new(member)?, by }
+        }
+        with_members => {
             let members = raw.members.ok_or_else(|| missing("members"))?;
             let members = self::members(members, limits, members_left)?;
-            match add_or_remove {
+            match with_members {
                 "add" => Op::Add { field, members },
+                "zremove" => Op::ZRemove { field, members },
+                "observe" => Op::Observe { field, members },
                 _ => Op::Remove { field, members },
             }
         }
     })
 }
 
+fn expire(in_ms: &RawValue) -> Result<Op, Problem> {
+    let in_ms = serde_json::from_str(in_ms.get()).ok().filter(|in_ms| (1..=EXPIRE_MS_MAX).contains(in_ms));
+    let wrong =
+        || malformed(format!("`in_ms` must be an integer from 1 to {EXPIRE_MS_MAX}, in milliseconds"));
+    in_ms.map(|in_ms| Op::Expire { in_ms }).ok_or_else(wrong)
+}
+
+/// A finite number. What is out of the range of a 64-bit float is refused, not rounded to an infinity.
+pub(super) fn score(text: &str) -> Result<Score, NotFinite> {
+    let number: f64 = serde_json::from_str(text).map_err(|_| NotFinite)?;
+    Score::new(number)
+}
+
+/// Members and their scores, in the order given; a member that is named twice is a client's mistake.
+fn scores(raw: &RawValue, limits: &LimitsSection, left: &mut usize) -> Result<Vec<(Member, Score)>, Problem> {
+    let not_scores =
+        |error| malformed(format!("`scores` is not an object of finite numbers by member: {error}"));
+    let mut read = serde_json::Deserializer::from_str(raw.get());
+    let mut beyond = false;
+    let found = read.deserialize_map(BoundedScores { max: *left, beyond: &mut beyond });
+    let found = found.map_err(|error| if beyond { too_many(limits) } else { not_scores(error) })?;
+    if found.is_empty() {
+        return Err(malformed("`scores` is empty: name at least one member"));
+    }
+    *left -= found.len();
+    let mut names: Vec<&str> = found.iter().map(|(name, _)| name.as_ref()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(malformed(format!("`scores` names {:?} twice", twice[0])));
+    }
+    let scored = found.into_iter().map(|(name, score)| Ok((Member::new(name)?, score)));
+    scored.collect::<Result<_, NameError>>().map_err(Problem::from)
+}
+
+fn too_many(limits: &LimitsSection) -> Problem {
+    let detail = format!("the commit names more than {} members: split it", limits.members);
+    Problem::too_large("members", limits.members, detail)
+}
+
+struct BoundedScores<'s> {
+    max: usize,
+    beyond: &'s mut bool,
+}
+
+impl<'de> Visitor<'de> for BoundedScores<'_> {
+    type Value = Vec<(Cow<'de, str>, Score)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut scores = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if scores.len() == self.max {
+                *self.beyond = true;
+                return Err(A::Error::custom("too many members"));
+            }
+            let value: &RawValue = map.next_value()?;
+            let score = score(value.get()).map_err(|_| A::Error::custom(format!("the score of {name:?}")))?;
+            scores.push((Cow::Owned(name), score));
+        }
+        Ok(scores)
+    }
+}
+
 fn members(raw: &RawValue, limits: &LimitsSection, left: &mut usize) -> Result<Vec<Member>, Problem> {
     let names: Vec<Cow<'_, str>> = bounded(raw, *left).map_err(|failure| match failure {
-        Unread::Beyond => {
-            let detail = format!("the commit names more than {} members: split it", limits.members);
-            Problem::too_large("members", limits.members, detail)
-        }
+        Unread::Beyond => too_many(limits),
         Unread::Not(error) => malformed(format!("`members` is not an array of strings: {error}")),
     })?;
     if names.is_empty() {
@@ -235,6 +341,16 @@ mod tests {
                 Op::Add { field: field("s"), members: vec![member("x"), member("é")] },
             ]
         );
+        let body = r#"{"ops":[{"op":"zadd","field":"z","scores":{"b":1.5,"a":-0.0}},
+            {"op":"zincr","field":"z","member":"m","by":1e-3},{"op":"expire","in_ms":7}]}"#;
+        let number = |value: f64| Score::new(value).unwrap();
+        let scores = vec![(member("b"), number(1.5)), (member("a"), number(0.0))];
+        let expected = [
+            Op::ZAdd { field: field("z"), scores },
+            Op::ZIncr { field: field("z"), member: member("m"), by: number(0.001) },
+            Op::Expire { in_ms: 7 },
+        ];
+        assert_eq!(parse(body, &limits()).unwrap(), expected);
         let body = r#"{"ops":[{"op":"enable","field":"f"},{"op":"disable","field":"f"},{"op":"clear","field":"f"}]}"#;
         let f = || field("f");
         let expected = [Op::Enable { field: f() }, Op::Disable { field: f() }, Op::Clear { field: f() }];
@@ -254,7 +370,22 @@ mod tests {
             (r#"{"ops":[],"x":1}"#.to_owned(), "unknown field"),
             (r#"{"ops":[1,2,3,4]}"#.to_owned(), "more than 3"),
             (one("7"), "not an operation"),
-            (one(r#"{"op":"zadd","field":"a"}"#), "this version has: set"),
+            (one(r#"{"op":"pop","field":"a"}"#), "this version has: set"),
+            (one(r#"{"op":"zadd","field":"a"}"#), "needs `scores`"),
+            (one(r#"{"op":"zadd","field":"a","scores":{}}"#), "at least one"),
+            (one(r#"{"op":"zadd","field":"a","scores":[["x",1]]}"#), "an object"),
+            (one(r#"{"op":"zadd","field":"a","scores":{"x":"1"}}"#), "the score of"),
+            (one(r#"{"op":"zadd","field":"a","scores":{"x":1e400}}"#), "the score of"),
+            (one(r#"{"op":"zadd","field":"a","scores":{"x":1,"x":2}}"#), "twice"),
+            (one(r#"{"op":"zadd","field":"a","scores":{"1":1,"2":1,"3":1,"4":1,"5":1}}"#), "more than 4"),
+            (one(r#"{"op":"zincr","field":"a","by":1}"#), "needs `member`"),
+            (one(r#"{"op":"zincr","field":"a","member":["m"],"by":1}"#), "a string"),
+            (one(r#"{"op":"zincr","field":"a","member":"m","by":-1e999}"#), "finite"),
+            (one(r#"{"op":"expire"}"#), "needs `in_ms`"),
+            (one(r#"{"op":"expire","in_ms":0}"#), "from 1"),
+            (one(r#"{"op":"expire","in_ms":1.5}"#), "integer"),
+            (one(r#"{"op":"expire","in_ms":5,"field":"a"}"#), "whole record"),
+            (one(r#"{"op":"persist","in_ms":5}"#), "does not take"),
             (one(r#"{"op":"set","field":"a"}"#), "needs `value`"),
             (one(r#"{"op":"set","value":1}"#), "needs `field`"),
             (one(r#"{"op":"set","field":"a","value":1,"by":1}"#), "does not take `by`"),

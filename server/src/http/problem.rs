@@ -304,6 +304,7 @@ impl From<ReadFailure> for Problem {
     fn from(failure: ReadFailure) -> Self {
         match failure {
             ReadFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
+            ReadFailure::Unordered => Self::new(Kind::Overloaded, failure.to_string()),
             ReadFailure::TooLarge { max } => {
                 let detail = format!(
                     "the answer has more than {max} bytes: ask for fewer records, or for fields one by one"
@@ -345,6 +346,7 @@ impl From<CommitError> for Problem {
             Reason::TooManyFields { max } => too_large("fields", max),
             Reason::TooManyOps { max, .. } => too_large("ops", max),
             Reason::TooManyMembers { max, .. } => too_large("members", max),
+            Reason::TooManyIncremented { max, .. } => too_large("members", max),
             Reason::TooLarge { max, .. } => too_large("delta", max),
             Reason::TooManyParts => too_large("delta", MAX_DELTA_BYTES),
         };

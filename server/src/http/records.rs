@@ -76,6 +76,7 @@ pub(super) async fn delete(
 async fn fetch(api: &Api, session: &Session, record: &RecordId) -> Result<Fetched<Vec<FieldView>>, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
     let home = [record.partition(partitions)].into();
-    let read = move |store: &StoreView<'_>, limits| read::record(store, partitions, &record, limits);
+    let at = api.node.read_at();
+    let read = move |store: &StoreView<'_>, limits| read::record(store, at, &record, limits);
     respond::fetch(api, session, &home, read).await
 }

@@ -1,4 +1,4 @@
-//! Parts of sets: `/v1/{ns}/{key}/{field}` with `after`, `limit` or `view=size`, and `…/{member}`.
+//! Parts of sets and zsets: `/v1/{ns}/{key}/{field}` with `after`, `limit` or `view=size`, and `…/{member}`.
 
 use std::sync::Arc;
 
@@ -6,8 +6,9 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::{Field, Member, RecordId};
-use godwit_core::read;
+use godwit_core::read::{self, Page};
 use godwit_core::row::FieldType;
+use godwit_core::types::score::Score;
 use serde::Serialize;
 
 use super::fields::absent;
@@ -22,9 +23,9 @@ use crate::node::StoreView;
 pub(super) const SIZES_AT_ONCE_MAX: usize = 2;
 
 #[derive(Serialize)]
-struct PageBody<'a> {
+struct PageBody<'a, T> {
     field: &'a str,
-    value: Vec<&'a str>,
+    value: Vec<T>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<&'a str>,
 }
@@ -39,9 +40,20 @@ struct SizeBody<'a> {
 struct MemberBody<'a> {
     field: &'a str,
     member: &'a str,
+    /// Of a zset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    score: Option<f64>,
+    /// Of a zset, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<u64>,
 }
 
-/// A page of a set.
+enum Members {
+    Set(Page<Member>),
+    Zset(Page<(Member, Score)>),
+}
+
+/// A page of a set, or of a zset by member.
 pub(super) async fn page(
     api: &Api,
     session: &Session,
@@ -52,28 +64,37 @@ pub(super) async fn page(
 ) -> Result<Response, Problem> {
     let Paging { after, limits } = Paging::parse(query)?;
     query.has("numbers", "string")?;
-    let (partitions, asked) = (api.node.partitions(), field.clone());
-    let home = record.partition(partitions);
+    let (at, asked) = (api.node.read_at(), field.clone());
+    let home = record.partition(at.partitions);
     let read = move |store: &StoreView<'_>| {
-        let page = read::members(store, partitions, &record, &asked, after.as_deref(), limits)?;
-        // An empty last page says nothing about whether there is a set.
-        let empty = page.items.is_empty() && page.next.is_none();
-        let types = empty.then(|| read::live_types(store, partitions, &record, &asked)).transpose()?;
+        let types = read::live_types(store, at, &record, &asked)?;
+        let after = after.as_deref();
+        let page = match types.first() {
+            Some(&FieldType::ZSET) => {
+                Members::Zset(read::zmembers(store, at, &record, &asked, after, limits)?)
+            }
+            _ => Members::Set(read::members(store, at, &record, &asked, after, limits)?),
+        };
         Ok::<_, read::ReadError>((page, types))
     };
     let (page, types) = session.read(api, [home], read).await?;
-    if let Some(types) = types {
-        check_set(&field, &types)?;
+    check_type(&field, &types, &PAGED, "only a set or zset has pages and a size")?;
+    let field = field.as_str();
+    match &page {
+        Members::Set(page) => {
+            let value: Vec<&str> = page.items.iter().map(Member::as_str).collect();
+            let next = page.next.as_ref().map(Member::as_str);
+            respond::tagged(&PageBody { field, value, next }, headers, None)
+        }
+        Members::Zset(page) => {
+            let scored = page.items.iter().map(|(member, score)| (member.as_str(), score.value()));
+            let next = page.next.as_ref().map(|(member, _)| member.as_str());
+            respond::tagged(&PageBody { field, value: scored.collect(), next }, headers, None)
+        }
     }
-    let body = PageBody {
-        field: field.as_str(),
-        value: page.items.iter().map(Member::as_str).collect(),
-        next: page.next.as_ref().map(Member::as_str),
-    };
-    respond::tagged(&body, headers, None)
 }
 
-/// The number of a set's members. The first question counts them, and asks the node to keep the number.
+/// The number of members. The first question about a set counts them, and asks the node to keep the number.
 pub(super) async fn size(
     api: &Api,
     session: &Session,
@@ -81,9 +102,15 @@ pub(super) async fn size(
     field: Field,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let (partitions, asked) = (api.node.partitions(), (record.clone(), field.clone()));
-    let home = record.partition(partitions);
-    let kept = move |store: &StoreView<'_>| read::kept_size(store, partitions, &asked.0, &asked.1);
+    let (at, asked) = (api.node.read_at(), (record.clone(), field.clone()));
+    let home = record.partition(at.partitions);
+    let kept = move |store: &StoreView<'_>| {
+        let types = read::live_types(store, at, &asked.0, &asked.1)?;
+        if types.first() == Some(&FieldType::ZSET) {
+            return read::zsize(store, at, &asked.0, &asked.1).map(Some);
+        }
+        read::kept_size(store, at, &asked.0, &asked.1)
+    };
     let size = match session.read(api, [home], kept).await?.filter(|size| *size > 0) {
         Some(kept) => kept,
         None => {
@@ -101,23 +128,23 @@ async fn count(api: &Api, session: &Session, record: RecordId, field: Field) -> 
         .ok()
         .and_then(Result::ok)
         .ok_or_else(|| Problem::new(Kind::Overloaded, "the node counts as many sets as it may at a time"))?;
-    let (partitions, asked) = (api.node.partitions(), field.clone());
-    let home = record.partition(partitions);
+    let (at, asked) = (api.node.read_at(), field.clone());
+    let home = record.partition(at.partitions);
     let read = move |store: &StoreView<'_>| {
         // Held until the counting ends, also if the client is gone by then.
         let _turn = turn;
-        let size = read::size(store, partitions, &record, &asked)?;
-        let types = (size == 0).then(|| read::live_types(store, partitions, &record, &asked)).transpose()?;
+        let size = read::size(store, at, &record, &asked)?;
+        let types = (size == 0).then(|| read::live_types(store, at, &record, &asked)).transpose()?;
         Ok::<_, read::ReadError>((size, types))
     };
     let (size, types) = session.read(api, [home], read).await?;
     if let Some(types) = types {
-        check_set(&field, &types)?;
+        check_type(&field, &types, &PAGED, "only a set or zset has pages and a size")?;
     }
     Ok(size)
 }
 
-/// `GET` of a member: whether the set has it.
+/// `GET` of a member: whether the set or zset has it; of a zset its score, and its rank if asked for.
 pub(super) async fn member(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -125,24 +152,42 @@ pub(super) async fn member(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    Query::of_data(uri.query(), &[])?;
-    let (partitions, asked) = (api.node.partitions(), (field.clone(), member.clone()));
-    let home = record.partition(partitions);
-    let read = move |store: &StoreView<'_>| read::contains(store, partitions, &record, &asked.0, &asked.1);
-    if !session.read(&api, [home], read).await? {
-        let detail = format!("there is no set {field:?} that has the member {member:?}");
+    let query = Query::of_data(uri.query(), &["rank", "desc"])?;
+    let rank = query.is_true("rank")?.then_some(query.is_true("desc")?);
+    let (at, asked) = (api.node.read_at(), (field.clone(), member.clone()));
+    let home = record.partition(at.partitions);
+    let read = move |store: &StoreView<'_>| {
+        let (field, member) = &asked;
+        if let Some((score, rank)) = read::scored(store, at, &record, field, member, rank)? {
+            return Ok(Some((Some(score.value()), rank)));
+        }
+        Ok::<_, read::ReadError>(read::contains(store, at, &record, field, member)?.then_some((None, None)))
+    };
+    let Some((score, rank)) = session.read(&api, [home], read).await? else {
+        let detail = format!("there is no set or zset {field:?} that has the member {member:?}");
         return Err(Problem::new(Kind::NotFound, detail));
-    }
-    respond::tagged(&MemberBody { field: field.as_str(), member: member.as_str() }, &headers, None)
+    };
+    respond::tagged(
+        &MemberBody { field: field.as_str(), member: member.as_str(), score, rank },
+        &headers,
+        None,
+    )
 }
 
-/// Refuses what only a set has of a field that is none.
-fn check_set(field: &Field, types: &[FieldType]) -> Result<(), Problem> {
+/// What has pages by member, and a size.
+const PAGED: [FieldType; 2] = [FieldType::ZSET, FieldType::SET];
+
+/// Refuses what only some types have of a field that is none of them.
+pub(super) fn check_type(
+    field: &Field,
+    types: &[FieldType],
+    wanted: &[FieldType],
+    rule: &str,
+) -> Result<(), Problem> {
     match types.first() {
-        _ if types.contains(&FieldType::SET) => Ok(()),
+        _ if types.iter().any(|ty| wanted.contains(ty)) => Ok(()),
         Some(other) => {
-            let detail = format!("field {field:?} is a {other} here; only a set has pages and a size");
-            Err(Problem::new(Kind::TypeMismatch, detail))
+            Err(Problem::new(Kind::TypeMismatch, format!("field {field:?} is a {other} here; {rule}")))
         }
         None => Err(absent(field)),
     }

@@ -14,9 +14,10 @@ use serde_json::value::RawValue;
 use super::problem::Problem;
 use super::request::Query;
 use super::time::rfc3339;
+use super::zsets;
 use crate::node::{Committed, NodeHandle};
 
-/// The most members of a set that a read shows.
+/// The most members of a set or zset that a read shows.
 pub(super) const MEMBERS_SHOWN_MAX: usize = 1_000;
 
 /// The query parameters that choose a shape.
@@ -27,7 +28,7 @@ pub(super) const PARAMETERS: [&str; 2] = ["numbers", "view"];
 pub(super) struct Shape {
     /// With types, siblings and who wrote them.
     pub(super) full: bool,
-    /// Counters as strings, for languages whose numbers are floats.
+    /// Counters and uniques as strings, for languages whose numbers are floats.
     number_strings: bool,
 }
 
@@ -62,7 +63,7 @@ pub(super) enum OneFieldBody {
         value: ValueBody,
         #[serde(skip_serializing_if = "is_false")]
         truncated: bool,
-        /// Of a set that was cut: after which member to go on.
+        /// Of a set that was cut: after which member to go on; of a zset: where in a page by rank.
         #[serde(skip_serializing_if = "Option::is_none")]
         next: Option<String>,
     },
@@ -84,6 +85,7 @@ pub(super) enum ValueBody {
     Text(String),
     Flag(bool),
     Members(Vec<String>),
+    Scored(Vec<(String, f64)>),
 }
 
 #[derive(Serialize)]
@@ -205,6 +207,9 @@ impl Viewer {
         let Some(view) = types.into_iter().next() else { return Ok(None) };
         let next = match &view.value {
             Value::Set { members, truncated: true } => members.last().cloned(),
+            Value::Zset { members, truncated: true } => {
+                members.last().map(|(member, score)| zsets::mark(*score, member))
+            }
             _ => None,
         };
         let truncated = is_truncated(&view);
@@ -250,12 +255,17 @@ impl Viewer {
             Value::Counter(sum) => ValueBody::Integer(sum),
             Value::Flag => ValueBody::Flag(true),
             Value::Set { members, .. } => ValueBody::Members(members),
+            Value::Zset { members, .. } => ValueBody::Scored(
+                members.into_iter().map(|(member, score)| (member, score.value())).collect(),
+            ),
+            Value::Unique(count) if self.shape.number_strings => ValueBody::Text(count.to_string()),
+            Value::Unique(count) => ValueBody::Integer(i64::try_from(count).unwrap_or(i64::MAX)),
         })
     }
 }
 
 fn is_truncated(view: &FieldView) -> bool {
-    matches!(view.value, Value::Set { truncated: true, .. })
+    matches!(view.value, Value::Set { truncated: true, .. } | Value::Zset { truncated: true, .. })
 }
 
 fn is_false(value: &bool) -> bool {

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use godwit_core::context::{Dot, Seen};
 use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
 use godwit_core::op::{Terms, Write};
 use godwit_core::partition::CommitError;
-use godwit_core::read::ReadError;
+use godwit_core::read::{ReadAt, ReadError};
 use godwit_core::repair::Settled;
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreError;
@@ -95,6 +96,9 @@ pub enum ReadFailure {
         /// The limit.
         max: usize,
     },
+    /// The order of a large zset is being made.
+    #[error("the order by score is being made: try again in a while, or read by member")]
+    Unordered,
     /// The node has stopped.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -104,6 +108,7 @@ impl From<ReadError> for ReadFailure {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::TooLarge { max } => Self::TooLarge { max },
+            ReadError::Unordered => Self::Unordered,
             ReadError::Store(error) => Self::Store(error),
         }
     }
@@ -144,6 +149,13 @@ impl NodeHandle {
     /// The number of partitions of the cluster.
     pub fn partitions(&self) -> u16 {
         self.0.identity.partitions
+    }
+
+    /// Where a read looks that is made at this moment.
+    pub fn read_at(&self) -> ReadAt {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+        ReadAt { partitions: self.partitions(), now_ms }
     }
 
     /// What clients may do.

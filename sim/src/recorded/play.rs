@@ -9,7 +9,7 @@ use godwit_core::ids::{Field, Key, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::Effects;
 use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::partition::{Committed, Partition, Received};
-use godwit_core::read::{self, PageLimits, ReadLimits, Value as View};
+use godwit_core::read::{self, PageLimits, ReadAt, ReadLimits, Value as View};
 use godwit_core::store::{MemStore, Txn};
 use godwit_core::time::{Hlc, HlcClock, Wall};
 
@@ -276,12 +276,13 @@ fn namespace() -> Namespace {
 /// Everything that a store shows.
 fn end(store: &MemStore, recorded: &Recorded) -> Result<End, PlayError> {
     let names = &recorded.names;
+    let at = ReadAt { partitions: PARTITIONS, now_ms: 0 };
     let everything = PageLimits { items_max: usize::MAX, bytes_max: usize::MAX, rows_max: usize::MAX };
-    let keys = read::list_keys(store, PARTITIONS, &namespace(), "", None, everything).map_err(broken)?.items;
+    let keys = read::list_keys(store, at, &namespace(), "", None, everything).map_err(broken)?.items;
     let mut end = End::default();
     for key in keys {
         let record = RecordId { namespace: namespace(), key };
-        for view in read::record(store, PARTITIONS, &record, ReadLimits::NONE).map_err(broken)? {
+        for view in read::record(store, at, &record, ReadLimits::NONE).map_err(broken)? {
             match view.value {
                 View::Register { value, siblings } => {
                     end.unresolved += usize::from(!siblings.is_empty());
@@ -291,7 +292,7 @@ fn end(store: &MemStore, recorded: &Recorded) -> Result<End, PlayError> {
                 View::Set { members, .. } => {
                     end.members.extend(members.iter().map(|member| names.original(member).to_string()));
                 }
-                View::Counter(_) | View::Flag => {
+                View::Counter(_) | View::Flag | View::Zset { .. } | View::Unique(_) => {
                     return Err(PlayError("a field has a type that no operation made".into()));
                 }
             }

@@ -109,7 +109,9 @@ impl Conflicts {
                         self.gives(made, field(name), &shown, names);
                         self.gives(made, whole(), &shown, names);
                     }
-                    Op::Enable { field: name } => {
+                    Op::Enable { field: name }
+                    | Op::ZIncr { field: name, .. }
+                    | Op::Observe { field: name, .. } => {
                         self.gives(made, field(name), &shown, names);
                         self.gives(made, whole(), &shown, names);
                     }
@@ -121,7 +123,17 @@ impl Conflicts {
                         self.gives(made, field(name), &shown, names);
                         self.gives(made, whole(), &shown, names);
                     }
-                    Op::Remove { field: name, members } => {
+                    Op::ZAdd { field: name, scores } => {
+                        for (member, _) in scores {
+                            let slot = (record.clone(), Some(name.clone()), Some(member.clone()));
+                            self.gives(made, slot, &shown, names);
+                        }
+                        self.gives(made, field(name), &shown, names);
+                        self.gives(made, whole(), &shown, names);
+                    }
+                    // What passes with time loses to nobody.
+                    Op::Expire { .. } | Op::Persist => {}
+                    Op::Remove { field: name, members } | Op::ZRemove { field: name, members } => {
                         for member in members {
                             let slot = (record.clone(), Some(name.clone()), Some(member.clone()));
                             self.takes(made, slot, &shown, names);
@@ -243,6 +255,12 @@ fn shown_op(op: &Op) -> String {
         Op::Disable { .. } => "disable".into(),
         Op::Add { members: names, .. } => format!("add {}", members(names)),
         Op::Remove { members: names, .. } => format!("remove {}", members(names)),
+        Op::ZAdd { scores, .. } => format!("zadd {scores:?}"),
+        Op::ZIncr { member, by, .. } => format!("zincr {member} {by}"),
+        Op::ZRemove { members: names, .. } => format!("zremove {}", members(names)),
+        Op::Observe { members: names, .. } => format!("observe {}", members(names)),
+        Op::Expire { in_ms } => format!("expire in {in_ms} ms"),
+        Op::Persist => "persist".into(),
         Op::Clear { .. } => "clear".into(),
         Op::Delete => "delete".into(),
     })

@@ -77,7 +77,7 @@ fn a_clear_of_what_is_not_seen_is_refused() {
     let seen = world.applied[&'A'].clone();
     let refused = |world: &World, ops: &str| {
         let ops: Vec<SpecOp> = ops.split(", ").map(op).collect();
-        world.history.first_refused_seen("k", &ops, &world.applied[&'A'], Some(&seen))
+        world.history.first_refused_seen("k", &ops, &world.applied[&'A'], Some(&seen), 0)
     };
     assert_eq!(refused(&world, "clear f"), None);
     world.play("A: incr f 1; A: once g 1 l");
@@ -136,6 +136,7 @@ impl World {
         let (hlc, replica) = (hlc.parse().unwrap_or(now), u64::from(node));
         let event = Event {
             stamp: Stamp { hlc, replica },
+            now_ms: 0,
             record: "k".to_owned(),
             ops: text.split(", ").map(op).collect(),
             saw,
@@ -157,6 +158,8 @@ impl World {
             SpecValue::Counter(sum) => format!("{field}={sum}"),
             SpecValue::Flag(flag) => format!("{field}={flag}"),
             SpecValue::Set(members) => format!("{field}={members:?}"),
+            SpecValue::Zset(members) => format!("{field}={members:?}"),
+            SpecValue::Unique(count) => format!("{field}={count}"),
         });
         fields.collect::<Vec<_>>().join(" ").replace('"', "")
     }
@@ -177,6 +180,13 @@ fn op(text: &str) -> SpecOp {
         "disable" => SpecOp::Disable { field },
         "add" => SpecOp::Add { field, members },
         "remove" => SpecOp::Remove { field, members },
+        "zadd" => {
+            let score = members[1].parse().unwrap();
+            SpecOp::ZAdd { field, scores: vec![(members[0].clone(), score)] }
+        }
+        "zincr" => SpecOp::ZIncr { field, member: members[0].clone(), by: members[1].parse().unwrap() },
+        "zremove" => SpecOp::ZRemove { field, members },
+        "observe" => SpecOp::Observe { field, members },
         "clear" => SpecOp::Clear { field },
         "delete" => SpecOp::Delete,
         other => panic!("{other}"),

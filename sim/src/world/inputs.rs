@@ -79,7 +79,10 @@ impl World {
             };
             let before = asked.map(|(request, ask)| {
                 let partition = ask.writes[0].record.partition(self.partitions);
-                (request, Refusable { partition, ask, saw: node.context(partition).clone() })
+                (
+                    request,
+                    Refusable { partition, ask, saw: node.context(partition).clone(), now_ms: now.wall.0 },
+                )
             });
             let answered = effects.outputs.len();
             let wrote = effects.batch.bytes();
@@ -91,7 +94,9 @@ impl World {
                 Self::check_damaged(link, member.ended.contains(&link), wrote, i)?;
             }
             if judged {
-                let step = Stepped { node, who: i, open: &member.open, written: &mut member.begun, before };
+                let written = &mut member.begun;
+                let (open, batch, now_ms) = (&member.open, &effects.batch, now.wall.0);
+                let step = Stepped { node, who: i, now_ms, open, batch, written, before };
                 step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
             }
         }
@@ -102,7 +107,8 @@ impl World {
             Machinery::note(&mut member.ended, &mut member.largest_sent, &effects.outputs[answered..]);
             if judged {
                 let written = &mut member.begun;
-                let step = Stepped { node, who: i, open: &member.open, written, before: None };
+                let (open, batch, now_ms) = (&member.open, &effects.batch, now.wall.0);
+                let step = Stepped { node, who: i, now_ms, open, batch, written, before: None };
                 step.judge(&effects.outputs[answered..], outcomes, &mut self.keys)?;
             }
         }
@@ -121,6 +127,11 @@ impl World {
             self.nodes[i].timer = Some(deadline);
             self.at(deadline - self.now_us, Event::Timer(i));
         }
+    }
+
+    /// The time that a node has, in milliseconds.
+    pub(crate) fn wall_ms(&self, i: usize) -> u64 {
+        self.now(i).wall.0
     }
 
     fn now(&self, i: usize) -> Now {

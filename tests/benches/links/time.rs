@@ -216,6 +216,7 @@ pub async fn delay() {
 
 async fn is_readable(node: &NodeHandle, record: &RecordId) -> bool {
     let (record, field) = (record.clone(), Field::new(FIELD).expect("a name"));
-    let read = node.read(move |store| read::live_types(store, PARTITIONS, &record, &field)).await;
+    let at = node.read_at();
+    let read = node.read(move |store| read::live_types(store, at, &record, &field)).await;
     !read.expect("a node that runs").is_empty()
 }

@@ -14,7 +14,7 @@ use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::Limits;
 use godwit_core::partition::{CommitError, Sizes};
-use godwit_core::read::{self, ReadLimits};
+use godwit_core::read::{self, ReadAt, ReadLimits};
 use godwit_core::row::FieldType;
 use godwit_core::store::{MemStore, StoreError};
 use godwit_core::time::{Mono, Now, Wall};
@@ -127,6 +127,7 @@ pub fn conversation(bytes: &[u8]) {
             checkpoint_bytes: 300,
             clear_rows: *from.pick(&[256, 0, 1]),
             sweep_rows: 2,
+            sweep_after_ms: 0,
         },
         ..Tuning::default()
     };
@@ -304,7 +305,13 @@ impl Witness {
         let pending = bench.node.status().pending_bytes;
         assert!(pending <= PENDING_MAX, "{pending} bytes wait");
         for record in records.iter().flatten() {
-            read::record(&bench.store, PARTITIONS, record, ReadLimits::NONE).expect("readable");
+            read::record(
+                &bench.store,
+                ReadAt { partitions: PARTITIONS, now_ms: u64::MAX },
+                record,
+                ReadLimits::NONE,
+            )
+            .expect("readable");
         }
     }
 

@@ -1,18 +1,21 @@
 //! Bytes of peers and of disks: read the same again, or refused; never a panic.
 
-use godwit_core::context::VersionVector;
+use godwit_core::context::{Dot, VersionVector};
 use godwit_core::delta::{Delta, EncodedDelta};
+use godwit_core::derived;
 use godwit_core::digest;
 use godwit_core::fields::FieldState;
 use godwit_core::ids::{PartitionId, ReplicaId};
 use godwit_core::json::Json;
 use godwit_core::keys;
 use godwit_core::partition::{Partition, Received, Sizes};
-use godwit_core::read::{self, ReadLimits};
+use godwit_core::read::{self, ReadAt, ReadLimits};
 use godwit_core::requests;
 use godwit_core::row::{FieldType, RowValue};
 use godwit_core::store::{Batch, Family, MemStore, Txn};
-use godwit_core::types::{counter, keyed};
+use godwit_core::types::exact::Exact;
+use godwit_core::types::expiry::Expiry;
+use godwit_core::types::{counter, keyed, sums, unique, zset};
 use godwit_proto::Message;
 use godwit_proto::message::{WIRE_OLDEST, WIRE_VERSION};
 
@@ -86,7 +89,8 @@ fn taken(delta: &Delta, encoded: &EncodedDelta, clear_rows: usize) {
     }
     assert!(partition.pending_bytes() <= 1 << 20);
     for record in &delta.records {
-        read::record(&store, 1, &record.record, ReadLimits::NONE).expect("readable");
+        read::record(&store, ReadAt { partitions: 1, now_ms: u64::MAX }, &record.record, ReadLimits::NONE)
+            .expect("readable");
     }
     digest::partition(&store, HOME, partition.context()).expect("readable");
 }
@@ -100,9 +104,17 @@ pub fn stored(bytes: &[u8]) {
         assert_eq!(RowValue::decode(&row.encode()), Ok(row));
     }
     let (key, value) = bytes.split_at(bytes.len().min(bytes.first().map_or(0, |&first| usize::from(first))));
-    let _ = counter::parse_slot(bytes);
+    let _ = sums::parse_slot(bytes);
     let _ = counter::Sum::decode(bytes);
-    let _ = counter::decode_reset(bytes);
+    let _ = sums::decode_reset::<i128>(bytes);
+    let dot = Dot { replica: ReplicaId(1), counter: 1 };
+    for slot in [&[0][..], &[1; 9]] {
+        let _ = sums::check_payload::<Exact>(slot, dot, bytes);
+    }
+    let _ = zset::check_payload(&[0], dot, bytes);
+    let _ = Expiry::decode(bytes);
+    let _ = unique::parse(bytes);
+    let _ = keys::parse_due(bytes);
     let _ = keyed::decode(bytes);
     let _ = keys::log_index(bytes);
     let _ = keys::parse_type_prefix(bytes);
@@ -125,23 +137,26 @@ fn in_a_store(bytes: &[u8]) {
     for ty in made::TYPES {
         let range = keys::type_prefix(&prefix, &field, ty);
         let slot = if ty == FieldType::COUNTER { counter::SUM_SLOT } else { b"" };
-        let dot = godwit_core::context::Dot { replica: ReplicaId(1), counter: 1 };
+        let dot = Dot { replica: ReplicaId(1), counter: 1 };
         let mut batch = Batch::default();
         batch.put(Family::Rows, keys::row_key(&prefix, &field, ty, slot, dot), bytes.to_vec());
         batch.put(Family::Fields, range.clone(), bytes.to_vec());
+        batch.put(Family::Derived, derived::key(&range), bytes.to_vec());
         batch.put(Family::Meta, keys::job(&range), Vec::new());
         let request = keys::request(&record.namespace, &[0; 16], HOME);
         batch.put(Family::Requests, request, bytes.to_vec());
         let mut store = MemStore::default();
         store.commit(batch);
         let _ = FieldState::read(&store, &range);
-        let _ = read::record(&store, 1, &record, ReadLimits::NONE);
-        let _ = read::size(&store, 1, &record, &field);
+        let at = ReadAt { partitions: 1, now_ms: u64::MAX };
+        let _ = read::record(&store, at, &record, ReadLimits::NONE);
+        let _ = read::size(&store, at, &record, &field);
+        let _ = read::zsize(&store, at, &record, &field);
         let _ = requests::find(&store, &record.namespace, &[0; 16], HOME, &VersionVector::new(), 0);
         let _ = digest::partition(&store, HOME, &VersionVector::new());
         let mut partition = Partition::open(&store, HOME, ReplicaId(1)).expect("nothing of it is damaged");
         let mut batch = Batch::default();
-        let _ = partition.work(&mut Txn::new(&store, &mut batch));
+        let _ = partition.work(&mut Txn::new(&store, &mut batch), 0);
         let mut batch = Batch::default();
         batch.put(Family::Meta, keys::partition_meta(HOME), bytes.to_vec());
         store.commit(batch);

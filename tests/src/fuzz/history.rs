@@ -14,7 +14,7 @@ use godwit_core::interval::IntervalBuilder;
 use godwit_core::keys;
 use godwit_core::op::Limits;
 use godwit_core::partition::{self, Committed, LogEntry, Partition, Received, Sizes, Step};
-use godwit_core::read::{self, ReadLimits, Value};
+use godwit_core::read::{self, ReadAt, ReadLimits, Value};
 use godwit_core::repair::{Settled, Settlings};
 use godwit_core::row::FieldType;
 use godwit_core::store::{Batch, Family, MemStore, StoreRead, Txn};
@@ -25,6 +25,7 @@ use super::made;
 
 pub(super) const HOME: PartitionId = PartitionId(0);
 const PARTITIONS: u16 = 1;
+const AT: ReadAt = ReadAt { partitions: PARTITIONS, now_ms: 0 };
 pub(super) const REPLICAS: usize = 3;
 /// What an interval takes beyond what its builder adds up: its version, stamp and the counts of its lists.
 const HEAD_BYTES: usize = 64;
@@ -100,9 +101,9 @@ impl Replica {
     /// A step of what was put off; whether there was one.
     pub(super) fn work(&mut self) -> Option<EncodedDelta> {
         self.with(|partition, txn, clock| {
-            let Step::Fold(fold) = partition.work(txn).expect("a sound store") else { return None };
-            let folded = partition.fold(txn, fold, 0, || clock.tick(Wall(0))).expect("a sound store");
-            folded.map(|applied| applied.encoded)
+            let Step::Own(own) = partition.work(txn, 0).expect("a sound store") else { return None };
+            let made = partition.commit_own(txn, own, 0, || clock.tick(Wall(0))).expect("a sound store");
+            made.map(|applied| applied.encoded)
         })
     }
 
@@ -111,10 +112,10 @@ impl Replica {
         let mut seen = String::new();
         for record in records {
             let store = &Settled::open(&self.store).expect("a sound store");
-            let views = read::record(store, PARTITIONS, record, ReadLimits::NONE).expect("readable");
+            let views = read::record(store, AT, record, ReadLimits::NONE).expect("readable");
             for view in &views {
                 if let Value::Set { members, .. } = &view.value {
-                    let size = read::size(store, PARTITIONS, record, &view.field);
+                    let size = read::size(store, AT, record, &view.field);
                     assert_eq!(size, Ok(members.len() as u64), "{members:?}");
                 }
             }
@@ -140,6 +141,7 @@ impl World {
             checkpoint_bytes: 1024,
             clear_rows: *from.pick(&[256, 0, 1, 2]),
             sweep_rows: *from.pick(&[1, 2, 1024]),
+            sweep_after_ms: 0,
         };
         Self {
             replicas: (1..=REPLICAS as u64).map(|id| Replica::new(id, sizes.clone())).collect(),

@@ -10,12 +10,15 @@ use godwit_core::json::Json;
 use godwit_core::op::{Op, Terms, Write};
 use godwit_core::row::FieldType;
 use godwit_core::time::Hlc;
-use godwit_core::types::{counter, keyed, presence, register};
+use godwit_core::types::exact::Exact;
+use godwit_core::types::expiry::Expiry;
+use godwit_core::types::score::Score;
+use godwit_core::types::{counter, keyed, presence, register, sums, zset};
 
 use super::bytes::Choices;
 
 /// Types: those that this version knows, and one of each kind that it does not (see [`FieldType`]).
-pub const TYPES: [FieldType; 8] = [
+pub const TYPES: [FieldType; 12] = [
     FieldType::FLAG,
     FieldType::SET,
     FieldType::KEYED,
@@ -24,6 +27,10 @@ pub const TYPES: [FieldType; 8] = [
     FieldType(0x10),
     FieldType(0x30),
     FieldType(0x50),
+    FieldType::ZSET,
+    FieldType::ZSUM,
+    FieldType::UNIQUE,
+    FieldType::EXPIRY,
 ];
 
 /// Those that it does not know.
@@ -130,8 +137,19 @@ fn slot(from: &mut Choices<'_>, ty: FieldType, replicas: &[ReplicaId]) -> Vec<u8
         FieldType::REGISTER => register::SLOT.to_vec(),
         FieldType::SET => presence::member_slot(&Member::new(*from.pick(&MEMBERS)).expect("a member")),
         FieldType::KEYED => vec![from.below(3) as u8; keyed::SLOT_BYTES],
-        FieldType::COUNTER if from.one_in(2) => counter::reset_slot(*from.pick(replicas)),
+        FieldType::COUNTER if from.one_in(2) => sums::reset_slot(&[], *from.pick(replicas)),
         FieldType::COUNTER => counter::SUM_SLOT.to_vec(),
+        FieldType::ZSET | FieldType::ZSUM => {
+            let base = zset::base(&Member::new(*from.pick(&MEMBERS)).expect("a member"));
+            let rest = match (ty == FieldType::ZSUM, from.one_in(3)) {
+                (true, true) => return sums::reset_slot(&base, *from.pick(replicas)),
+                (false, true) => vec![1; 1 + keyed::SLOT_BYTES],
+                (_, false) => vec![0],
+            };
+            [base, rest].concat()
+        }
+        FieldType::UNIQUE => vec![0, from.below(3) as u8, 1 + from.below(60) as u8],
+        FieldType::EXPIRY => Vec::new(),
         // One begins another: types of later versions may have such slots.
         _ => from.pick(&[&b""[..], b"s", b"st"]).to_vec(),
     }
@@ -140,7 +158,26 @@ fn slot(from: &mut Choices<'_>, ty: FieldType, replicas: &[ReplicaId]) -> Vec<u8
 fn payload(from: &mut Choices<'_>, ty: FieldType, slot: &[u8], dot: Dot) -> Vec<u8> {
     match ty {
         _ if from.one_in(32) => from.take(8).to_vec(),
-        FieldType::FLAG | FieldType::SET => Vec::new(),
+        FieldType::FLAG | FieldType::SET | FieldType::UNIQUE => Vec::new(),
+        FieldType::ZSET if slot.ends_with(&[0, 0]) => {
+            let of = |replica| zset::SeenOf {
+                replica: ReplicaId(replica),
+                counter: replica - 1,
+                sum: Some(sums::Cover { dot: 1, sum: Exact::of(-1.5) }),
+            };
+            let seen = (1..=from.below(3) as u64).map(of).collect();
+            codec::encode(1, &zset::Assigned { score: Score::new(0.1).expect("finite"), seen })
+        }
+        FieldType::ZSET => codec::encode(1, &zset::Keyed { by: Exact::of(2.0), before: Exact::default() }),
+        FieldType::ZSUM if slot.ends_with(&[0, 0]) => {
+            let sum = Exact::of(*from.pick(&[0.0, 0.5, f64::MAX, -5e-324]));
+            codec::encode(1, &sums::Sum { sum, first: 1, last: dot.counter, base: None })
+        }
+        FieldType::ZSUM => codec::encode(1, &sums::Cover { dot: count(from), sum: Exact::of(0.5) }),
+        FieldType::EXPIRY => {
+            let at = *from.pick(&[1, 1000, u64::MAX]);
+            codec::encode(1, &Expiry { at, floor: from.below(2) as u64 * 500 })
+        }
         FieldType::REGISTER => value(from).as_str().as_bytes().to_vec(),
         FieldType::KEYED => codec::encode(1, from.pick(&[0, 1, -1, i64::MAX, i64::MIN])),
         FieldType::COUNTER if slot == counter::SUM_SLOT => {

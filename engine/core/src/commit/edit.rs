@@ -1,23 +1,31 @@
 //! One record under the operations of one commit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::{At, Found};
+use crate::codec::CodecError;
 use crate::context::{Dot, VersionVector};
 use crate::delta::{Clear, FieldDelta, Kill, RecordDelta, RowWrite};
 use crate::fields::FieldState;
-use crate::ids::{Field, Member, RecordId};
+use crate::ids::{Field, Member, RecordId, ReplicaId};
 use crate::keys;
 use crate::op::{Op, Reason, Terms};
 use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead};
 use crate::time::Hlc;
-use crate::types::{Unit, counter, keyed, presence, register};
+use crate::types::exact::Exact;
+use crate::types::expiry::{self, Expiry};
+use crate::types::score::Score;
+use crate::types::zset::Of;
+use crate::types::{Unit, counter, keyed, presence, register, unique, zset};
 
 /// Rows looked at to find out whether a field lives: more are passed over only where a large field was cleared a moment
 /// ago and is not swept yet. Beyond it the field is taken to be empty, so an operation of another type is let through.
 const LIVES_ROWS_MAX: usize = 65_536;
+
+/// The most members with increments of a zset that one commit clears: each costs a row.
+const CLEAR_INCREMENTED_MAX: usize = 100_000;
 
 /// The first rows of a record, read at once: all that there is of most records, so that a commit to one of those asks the
 /// store a single time.
@@ -72,6 +80,10 @@ pub(super) struct RecordEdit<'s, S> {
     has_states: bool,
     /// The time before which idempotency keys no longer count.
     oldest_ms: u64,
+    /// The node's time.
+    now_ms: u64,
+    /// Rows stamped before this are absent: the record has expired.
+    hidden_before: u64,
     /// The record's first rows, dead ones too.
     sample: Sample,
     /// Whether those are all.
@@ -82,6 +94,8 @@ pub(super) struct RecordEdit<'s, S> {
     all_fields: bool,
     /// Whether the whole record was cleared.
     deleted: bool,
+    /// What a sweep takes of the whole record.
+    swept: Option<VersionVector>,
 }
 
 #[derive(Default)]
@@ -104,8 +118,10 @@ struct TypeEdit {
     dead: VersionVector,
     /// Whether a clear of this commit took what the client has seen.
     cleared: bool,
-    /// What the commit sees and changes: by slot, or all in one for a counter.
+    /// What the commit sees and changes: by slot, or by what several slots begin with ([`unit_of`]).
     units: BTreeMap<Vec<u8>, Unit>,
+    /// Of a zset's sums: the units that live.
+    living: BTreeSet<Vec<u8>>,
     /// A slot that lived when last looked at.
     living_slot: Option<Vec<u8>>,
     /// Whether one of them lives.
@@ -131,7 +147,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         at: At<'s>,
         terms: &'s Terms,
     ) -> Result<Self, StoreError> {
-        let At { partition, own, context, has_states, oldest_ms } = at;
+        let At { partition, own, context, has_states, has_expiries, oldest_ms, now_ms } = at;
         let prefix = keys::record_prefix(partition, record);
         let (mut sample, mut is_whole) = (Sample::new(), true);
         store.scan_prefix(Family::Rows, &prefix, &mut |key, value| {
@@ -144,7 +160,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         })?;
         let fields = BTreeMap::new();
         let (all_fields, deleted) = (false, false);
-        Ok(Self {
+        let mut edit = Self {
             store,
             prefix,
             own,
@@ -152,12 +168,21 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             terms,
             has_states,
             oldest_ms,
+            now_ms,
+            hidden_before: 0,
             sample,
             is_whole,
             fields,
             all_fields,
             deleted,
-        })
+            swept: None,
+        };
+        if has_expiries {
+            let rows = edit.stored_rows(&expiry::field(), FieldType::EXPIRY, expiry::SLOT)?;
+            let expiry = Expiry::of_rows(&rows).map_err(StoreError::damaged("rows: expiry"))?;
+            edit.hidden_before = expiry.hidden_before(now_ms);
+        }
+        Ok(edit)
     }
 
     /// What is known of the stored record.
@@ -178,7 +203,8 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                     self.incr_keyed(field, &id.key, *by)?;
                 } else {
                     let unit = self.unit(field, FieldType::COUNTER, &[])?;
-                    counter::incr(unit, *by, own).map_err(StoreError::damaged("rows: counter"))?;
+                    let by = i128::from(*by);
+                    counter::sums().incr(unit, &by, own).map_err(StoreError::damaged("rows: counter"))?;
                 }
             }
             Op::Enable { field } => {
@@ -195,6 +221,42 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 self.each_member(field, members, |unit, slot| presence::remove(unit, slot, sees))?;
                 self.look_again(field, FieldType::SET)?;
             }
+            Op::ZAdd { field, scores } => {
+                let context = self.context;
+                for (member, score) in scores {
+                    self.member(field, member, |of, unit, sums| of.assign(unit, sums, *score, own, context))?;
+                }
+            }
+            Op::ZIncr { field, member, by } => match terms.request {
+                Some(id) => self.zincr_keyed(field, member, &id.key, *by)?,
+                None => {
+                    let by = Exact::of(by.value());
+                    self.member(field, member, |of, _, sums| of.sums().incr(sums, &by, own))?;
+                }
+            },
+            Op::ZRemove { field, members } => {
+                for member in members {
+                    let mut is_beyond = false;
+                    self.member(field, member, |of, unit, sums| {
+                        let seen = terms.seen.as_ref();
+                        is_beyond = seen.map_or(Ok(false), |seen| of.sums().is_beyond(sums, seen))?;
+                        if is_beyond { Ok(()) } else { of.remove(unit, sums, own.replica, sees) }
+                    })?;
+                    if is_beyond {
+                        return Ok(Err(Reason::StaleSeen { field: field.clone() }));
+                    }
+                }
+                self.look_again(field, FieldType::ZSET)?;
+            }
+            Op::Observe { field, members } => {
+                for member in members {
+                    let slot = unique::slot(member);
+                    let unit = self.unit(field, FieldType::UNIQUE, unique::register_of(&slot))?;
+                    unique::observe(unit, &slot);
+                }
+            }
+            Op::Expire { in_ms } => self.expire(self.now_ms.saturating_add(*in_ms))?,
+            Op::Persist => self.expire(expiry::NEVER)?,
             Op::Clear { field } => return self.clear_field(field),
             Op::Delete => {
                 self.load_all_fields()?;
@@ -204,10 +266,20 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                         return Ok(Err(refused));
                     }
                 }
+                if self.fields.contains_key(&expiry::field()) {
+                    let unit = self.unit(&expiry::field(), FieldType::EXPIRY, expiry::SLOT)?;
+                    expiry::clear(unit, sees);
+                }
                 self.deleted = true;
             }
         }
         Ok(Ok(()))
+    }
+
+    fn expire(&mut self, at: u64) -> Result<(), StoreError> {
+        let now_ms = self.now_ms;
+        let unit = self.unit(&expiry::field(), FieldType::EXPIRY, expiry::SLOT)?;
+        expiry::set(unit, at, now_ms).map_err(StoreError::damaged("rows: expiry"))
     }
 
     /// A removal by what the client has seen keeps rows that this commit had removed: what lives has to be found anew.
@@ -223,9 +295,16 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let own = self.own.replica;
         if self.field(field)?.types.contains_key(&FieldType::COUNTER) {
             let unit = self.unit(field, FieldType::COUNTER, &[])?;
-            counter::fold(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+            counter::sums().fold(unit, own).map_err(StoreError::damaged("rows: counter"))?;
         }
         Ok(())
+    }
+
+    /// The same of a zset's member, by the first bytes of its slots.
+    pub(super) fn fold_member(&mut self, field: &Field, base: &[u8]) -> Result<(), StoreError> {
+        let own = self.own.replica;
+        let unit = self.unit(field, FieldType::ZSUM, base)?;
+        Of::base(base).sums().fold(unit, own).map_err(StoreError::damaged("rows: zset"))
     }
 
     /// Increments a counter under an idempotency key, unless that has been done.
@@ -238,12 +317,89 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             None => {
                 let rows =
                     if edit.stored { self.stored_rows(field, FieldType::KEYED, key)? } else { Vec::new() };
-                keyed::next_slot(key, &rows, self.oldest_ms)
+                keyed::next_generation(&rows, self.oldest_ms).map(|generation| keyed::slot(key, generation))
             }
         };
         let Some(slot) = slot else { return Ok(()) };
         let unit = self.unit(field, FieldType::KEYED, &slot)?;
         keyed::incr(unit, &slot, by).map_err(StoreError::damaged("rows: counter"))
+    }
+
+    /// The same for a zset's member.
+    fn zincr_keyed(
+        &mut self,
+        field: &Field,
+        member: &Member,
+        key: &[u8; keyed::KEY_BYTES],
+        by: Score,
+    ) -> Result<(), StoreError> {
+        let base = zset::base(member);
+        let prefix = Of::base(&base).keyed_prefix(key);
+        let written = self.unit(field, FieldType::ZSET, &base)?.written();
+        let begun = written.iter().map(|(slot, _)| slot).find(|slot| slot.starts_with(&prefix)).cloned();
+        let slot = match begun {
+            Some(slot) => Some(slot),
+            None => {
+                let rows = self.stored_rows(field, FieldType::ZSET, &prefix)?;
+                let generation = keyed::next_generation(&rows, self.oldest_ms);
+                generation.map(|generation| [&prefix[..], &generation.to_be_bytes()].concat())
+            }
+        };
+        let Some(slot) = slot else { return Ok(()) };
+        self.member(field, member, |of, unit, _| of.incr_keyed(unit, &slot, by))
+    }
+
+    /// Edits a zset's member: its rows of the one type and of the other.
+    fn member(
+        &mut self,
+        field: &Field,
+        member: &Member,
+        edit: impl FnOnce(Of<'_>, &mut Unit, &mut Unit) -> Result<(), CodecError>,
+    ) -> Result<(), StoreError> {
+        let (base, own) = (zset::base(member), self.own.replica);
+        let of = Of::base(&base);
+        let mut sums = std::mem::take(self.unit(field, FieldType::ZSUM, &base)?);
+        let unit = self.unit(field, FieldType::ZSET, &base)?;
+        let edited = edit(of, unit, &mut sums).and_then(|()| of.sums().lives(&sums, own));
+        let lives = edited.map_err(StoreError::damaged("rows: zset"))?;
+        let edit = self.stored_type(field, FieldType::ZSUM)?;
+        edit.units.insert(base.clone(), sums);
+        if lives {
+            edit.living.insert(base);
+        } else {
+            edit.living.remove(&base);
+        }
+        Ok(())
+    }
+
+    /// Takes away what is hidden: of the sums given by field, type and what their slots begin with, those last written before
+    /// `hidden_before`; of all else what is `seen`, which names nothing that was written later. With `last`, nothing is left, and
+    /// the time of expiry goes too. The edit itself must not hide anything.
+    pub(super) fn sweep(
+        &mut self,
+        hidden_before: u64,
+        sums: &[(Field, FieldType, Vec<u8>)],
+        seen: VersionVector,
+        last: bool,
+    ) -> Result<(), StoreError> {
+        let own = self.own.replica;
+        for (field, ty, base) in sums {
+            let rows = self.stored_rows(field, *ty, base)?;
+            let hidden = rows.iter().filter(|row| expiry::is_sum(row) && expiry::hides(hidden_before, row));
+            let hidden: BTreeSet<ReplicaId> = hidden.map(|row| row.dot.replica).collect();
+            let unit = self.unit(field, *ty, base)?;
+            let swept = match *ty {
+                FieldType::COUNTER => counter::sums().clear_of(unit, own, |owner| hidden.contains(&owner)),
+                _ => Of::base(base).sums().clear_of(unit, own, |owner| hidden.contains(&owner)),
+            };
+            swept.map_err(StoreError::damaged("rows: sums"))?;
+        }
+        self.swept = Some(seen);
+        if last {
+            let unit = self.unit(&expiry::field(), FieldType::EXPIRY, expiry::SLOT)?;
+            expiry::clear(unit, |_| true);
+        }
+        Ok(())
     }
 
     /// Refuses an operation where another type of that name is live and none has the operation's own.
@@ -312,13 +468,14 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 }
             }
         }
-        if cleared.is_empty() && fields.is_empty() {
+        if cleared.is_empty() && fields.is_empty() && self.swept.is_none() {
             return None;
         }
         let seen = self.terms.seen.as_ref().map_or(self.context, |seen| seen.vector());
         let scope = (!self.deleted).then(|| cleared.clone());
         let clear = (!cleared.is_empty()).then(|| Clear { fields: scope, seen: seen.clone() });
-        Some(RecordDelta { record: record.clone(), clears: clear.into_iter().collect(), fields })
+        let swept = self.swept.map(|seen| Clear { fields: None, seen });
+        Some(RecordDelta { record: record.clone(), clears: clear.into_iter().chain(swept).collect(), fields })
     }
 
     fn each_member(
@@ -340,11 +497,16 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         if self.field(field)?.types.contains_key(&FieldType::COUNTER) {
             let unit = self.unit(field, FieldType::COUNTER, &[])?;
             if let Some(seen) = &terms.seen
-                && counter::is_beyond(unit, seen).map_err(StoreError::damaged("rows: counter"))?
+                && counter::sums().is_beyond(unit, seen).map_err(StoreError::damaged("rows: counter"))?
             {
                 return Ok(Err(Reason::StaleSeen { field: field.clone() }));
             }
-            counter::clear(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+            counter::sums().clear(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+        }
+        if self.field(field)?.types.contains_key(&FieldType::ZSUM)
+            && let Err(refused) = self.clear_members(field)?
+        {
+            return Ok(Err(refused));
         }
         if terms.seen.as_ref().is_some_and(|seen| seen.cloud().next().is_some())
             && self.field(field)?.types.contains_key(&FieldType::REGISTER)
@@ -373,12 +535,51 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         Ok(Ok(()))
     }
 
+    /// Clears the sums of all members of a zset, each by rows of its own.
+    fn clear_members(&mut self, field: &Field) -> Result<Result<(), Reason>, StoreError> {
+        let damaged = || StoreError::damaged("rows: zset");
+        let (own, seen) = (self.own.replica, self.terms.seen.as_ref());
+        let mut stored: BTreeMap<Vec<u8>, Vec<Row>> = BTreeMap::new();
+        let edit = self.stored_type(field, FieldType::ZSUM)?;
+        let mut units = std::mem::take(&mut edit.units);
+        edit.living.clear();
+        edit.alive = Alive::None;
+        let range = keys::type_prefix(&self.prefix, field, FieldType::ZSUM);
+        self.each_row(&range, &keys::after_prefix(&range), |_, row| {
+            let base = unit_of(FieldType::ZSUM, &row.slot);
+            if !units.contains_key(base) {
+                stored.entry(base.to_vec()).or_default().push(row);
+            }
+            match stored.len() > CLEAR_INCREMENTED_MAX {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        if stored.len() > CLEAR_INCREMENTED_MAX {
+            let max = CLEAR_INCREMENTED_MAX;
+            return Ok(Err(Reason::TooManyIncremented { field: field.clone(), max }));
+        }
+        units.extend(stored.into_iter().map(|(base, rows)| (base, Unit::new(rows))));
+        for (base, unit) in &mut units {
+            let sums = Of::base(base).sums();
+            if let Some(seen) = seen
+                && sums.is_beyond(unit, seen).map_err(damaged())?
+            {
+                return Ok(Err(Reason::StaleSeen { field: field.clone() }));
+            }
+            sums.clear(unit, own).map_err(damaged())?;
+        }
+        self.stored_type(field, FieldType::ZSUM)?.units = units;
+        Ok(Ok(()))
+    }
+
     /// The unit of a slot, read at its first use, to be changed.
     fn unit(&mut self, field: &Field, ty: FieldType, slot: &[u8]) -> Result<&mut Unit, StoreError> {
         let edit = self.stored_type(field, ty)?;
         if !edit.units.contains_key(slot) {
             let rows = if edit.stored { self.stored_rows(field, ty, slot)? } else { Vec::new() };
-            self.stored_type(field, ty)?.units.insert(slot.to_vec(), Unit::new(rows));
+            let unit = Unit::expired(rows, self.hidden_before);
+            self.stored_type(field, ty)?.units.insert(slot.to_vec(), unit);
         }
         let edit = self.fields.entry(field.clone()).or_default();
         edit.lives = None;
@@ -444,10 +645,11 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     /// Types of later versions are not shown, so they are no reason to refuse a client, nor do they make a field.
     fn first_live_type(&mut self, field: &Field) -> Result<Option<FieldType>, StoreError> {
         let types = self.field(field)?.types.keys().copied();
-        let types: Vec<FieldType> = types.filter(|ty| ty.name().is_some()).collect();
+        let types: BTreeSet<FieldType> =
+            types.filter(|ty| ty.name().is_some()).map(FieldType::whole).collect();
         for ty in types {
             if self.type_lives(field, ty)? {
-                return Ok(Some(ty.whole()));
+                return Ok(Some(ty));
             }
         }
         Ok(None)
@@ -457,9 +659,60 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         if ty == FieldType::COUNTER {
             let own = self.own.replica;
             let unit = self.unit(field, ty, &[])?;
-            let sums = counter::lives(unit, own).map_err(StoreError::damaged("rows: counter"))?;
-            return Ok(sums || self.type_lives(field, FieldType::KEYED)?);
+            let sums = counter::sums().lives(unit, own).map_err(StoreError::damaged("rows: counter"))?;
+            return Ok(sums || self.rows_live(field, FieldType::KEYED)?);
         }
+        Ok(self.rows_live(field, ty)? || ty == FieldType::ZSET && self.members_live(field)?)
+    }
+
+    /// Whether some member of a zset has increments that nothing covers.
+    fn members_live(&mut self, field: &Field) -> Result<bool, StoreError> {
+        self.stored_type(field, FieldType::ZSUM)?;
+        let range = keys::type_prefix(&self.prefix, field, FieldType::ZSUM);
+        let Some(edit) = self.fields.get(field).and_then(|edit| edit.types.get(&FieldType::ZSUM)) else {
+            return Ok(false);
+        };
+        let from = match &edit.alive {
+            _ if !edit.living.is_empty() => return Ok(true),
+            Alive::None => return Ok(false),
+            _ if !edit.stored => return Ok(false),
+            Alive::From(key) => key,
+            Alive::Unknown => &range,
+        };
+        let own = self.own.replica;
+        let mut group: (Vec<u8>, Vec<Row>, Vec<u8>) = Default::default();
+        let group_lives = |(base, rows, _): &(Vec<u8>, Vec<Row>, Vec<u8>)| {
+            let is_known = rows.is_empty() || edit.units.contains_key(base);
+            !is_known
+                && Of::base(base)
+                    .sums()
+                    .lives(&Unit::expired(rows.iter().cloned(), self.hidden_before), own)
+                    .unwrap_or(true)
+        };
+        let (mut looked_at, mut is_cut) = (0, false);
+        self.each_row(from, &keys::after_prefix(&range), |key, row| {
+            looked_at += 1;
+            is_cut = looked_at == LIVES_ROWS_MAX;
+            if is_cut {
+                return ControlFlow::Break(());
+            }
+            let base = unit_of(FieldType::ZSUM, &row.slot);
+            if group.0 != base {
+                if group_lives(&group) {
+                    return ControlFlow::Break(());
+                }
+                group = (base.to_vec(), Vec::new(), key.to_vec());
+            }
+            group.1.push(row);
+            ControlFlow::Continue(())
+        })?;
+        let lives = !is_cut && group_lives(&group);
+        let alive = if lives { Alive::From(group.2) } else { Alive::None };
+        self.stored_type(field, FieldType::ZSUM)?.alive = alive;
+        Ok(lives)
+    }
+
+    fn rows_live(&mut self, field: &Field, ty: FieldType) -> Result<bool, StoreError> {
         let edit = self.stored_type(field, ty)?;
         let known = edit.living_slot.as_ref().and_then(|slot| edit.units.get(slot));
         if known.is_some_and(unit_lives) || self.stored_row_lives(field, ty)? {
@@ -477,8 +730,9 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             return Ok(false);
         };
         let is_alive = |row: &Row| {
-            let killed = edit.units.get(&row.slot).is_some_and(|unit| unit.kills(&row.slot, row.dot));
-            !killed && !self.is_gone(edit, row.dot)
+            let unit = edit.units.get(unit_of(ty, &row.slot));
+            let killed = unit.is_some_and(|unit| unit.kills(&row.slot, row.dot));
+            !killed && !self.is_hidden(row) && !self.is_gone(edit, row.dot)
         };
         let from = match &edit.alive {
             Alive::None => return Ok(false),
@@ -544,6 +798,11 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         edit.dead.covers(dot) || seen.is_some_and(|seen| seen.vector().covers(dot))
     }
 
+    /// Whether a stored row is absent for readers: the record has expired since.
+    fn is_hidden(&self, row: &Row) -> bool {
+        expiry::hides(self.hidden_before, row)
+    }
+
     /// The first key of a range.
     fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let sampled = self.sample.iter().map(|(key, _)| key).find(|key| *key >= from);
@@ -573,6 +832,16 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
 
     fn parse(&self, key: &[u8], value: &[u8]) -> Result<Row, StoreError> {
         keys::parse_row(&self.prefix, key, value).map_err(StoreError::damaged("rows"))
+    }
+}
+
+/// What the slots of one unit begin with.
+fn unit_of(ty: FieldType, slot: &[u8]) -> &[u8] {
+    match ty {
+        FieldType::COUNTER => &[],
+        FieldType::ZSET | FieldType::ZSUM => zset::split(slot).map_or(slot, |(base, _)| base),
+        FieldType::UNIQUE => unique::register_of(slot),
+        _ => slot,
     }
 }
 

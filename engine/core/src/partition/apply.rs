@@ -8,18 +8,21 @@
 //! What is cleared goes at once where there is little of it; where there is much, a [`FieldState`] says which rows are dead,
 //! and a job to sweep them is put on the partition's list.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
+use super::derived::{self, Source};
+use super::expiries;
 use crate::commit::Found;
 use crate::context::{Dot, DotRanges, VersionVector};
 use crate::delta::{Clear, Delta, FieldDelta, RecordDelta};
 use crate::fields::{FieldState, Tally};
-use crate::ids::{PartitionId, RecordId, ReplicaId};
+use crate::ids::{Field, PartitionId, RecordId, ReplicaId};
 use crate::keys;
 use crate::row::{FieldType, Row, RowValue, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
-use crate::types::{counter, keyed};
+use crate::types::expiry::Expiry;
+use crate::types::{keyed, sums, zset};
 
 const KEY_MARK: &[u8] = &[1];
 
@@ -34,6 +37,8 @@ pub(super) struct Place<'a> {
     pub(super) clear_rows: usize,
     /// Whether some field may have a state.
     pub(super) has_states: bool,
+    /// Whether some record may have an expiry.
+    pub(super) has_expiries: bool,
     /// What was found of the delta's first records; what is to be known of the others is looked up.
     pub(super) known: &'a [Found],
 }
@@ -45,6 +50,8 @@ pub(super) struct Left {
     pub(super) job: bool,
     /// The state of a field.
     pub(super) state: bool,
+    /// A record that has an expiry.
+    pub(super) expiry: bool,
 }
 
 /// Applies a delta's records.
@@ -54,7 +61,7 @@ pub(super) fn apply<S: StoreRead>(
     delta: &Delta,
 ) -> Result<Left, StoreError> {
     let overlaps = delta.dots.overlaps(place.before);
-    let mut left = Left { job: false, state: place.has_states };
+    let mut left = Left { job: false, state: place.has_states, expiry: place.has_expiries };
     for (i, record) in delta.records.iter().enumerate() {
         let known = place.known.get(i);
         let prefix = match known {
@@ -70,6 +77,7 @@ pub(super) fn apply<S: StoreRead>(
             is_marked: known.map(|found| found.has_rows),
             wrote: false,
             removed: false,
+            derives: BTreeMap::new(),
             left,
         };
         change.apply(record)?;
@@ -105,7 +113,7 @@ pub(super) fn unmark_if_empty<S: StoreRead>(
         ControlFlow::Continue(())
     })?;
     states.into_iter().for_each(|key| txn.delete(Family::Fields, key));
-    Ok(())
+    derived::forget(txn, prefix)
 }
 
 /// The value of a slot's live rows, for a tally: of keyed increments what counts, of other types 0; `None` without rows.
@@ -114,6 +122,16 @@ pub(super) fn slot_value(ty: FieldType, rows: &[Row]) -> Result<Option<i64>, Sto
         return keyed::value(rows).map_err(StoreError::damaged("rows: counter"));
     }
     Ok((!rows.is_empty()).then_some(0))
+}
+
+/// What the slots of a sum begin with, if this is the slot of a reset about the owner.
+pub(super) fn reset_about(ty: FieldType, slot: &[u8], owner: ReplicaId) -> Option<&[u8]> {
+    let (part, rest) = match ty {
+        FieldType::COUNTER => (&[][..], slot),
+        FieldType::ZSUM => zset::split(slot)?,
+        _ => return None,
+    };
+    sums::parse_slot(rest).is_ok_and(|about| about == Some(owner)).then_some(part)
 }
 
 /// One record under a delta.
@@ -126,6 +144,8 @@ struct Change<'a, 't, S> {
     is_marked: Option<bool>,
     wrote: bool,
     removed: bool,
+    /// Of fields of which something is derived: the members or registers that changed.
+    derives: BTreeMap<(Field, FieldType), BTreeSet<Vec<u8>>>,
     left: Left,
 }
 
@@ -133,6 +153,9 @@ impl<S: StoreRead> Change<'_, '_, S> {
     fn apply(&mut self, delta: &RecordDelta) -> Result<(), StoreError> {
         delta.clears.iter().try_for_each(|clear| self.clear(clear))?;
         delta.fields.iter().try_for_each(|field| self.field(field, &delta.clears))?;
+        for ((field, ty), bases) in std::mem::take(&mut self.derives) {
+            self.left.job |= Source { prefix: &self.prefix, field: &field, ty }.changed(self.txn, &bases)?;
+        }
         if !self.wrote {
             if self.removed {
                 unmark_if_empty(self.txn, &self.prefix, &delta.record)?;
@@ -141,6 +164,20 @@ impl<S: StoreRead> Change<'_, '_, S> {
             self.txn.put(Family::Keys, keys::key_mark(&delta.record), KEY_MARK.to_vec());
         } else if self.is_marked.is_none() {
             mark(self.txn, &delta.record)?;
+        }
+        self.expiry(delta)
+    }
+
+    /// Has the record looked at when its time comes.
+    fn expiry(&mut self, delta: &RecordDelta) -> Result<(), StoreError> {
+        self.left.expiry |= delta.fields.iter().any(|field| field.ty == FieldType::EXPIRY);
+        if !self.left.expiry {
+            return Ok(());
+        }
+        let expiry = expiries::read(self.txn, &self.prefix)?;
+        if expiry != Expiry::NONE && expiries::concerns(delta, expiry) {
+            expiries::note(self.txn, self.place.partition, &self.prefix, &delta.record)?;
+            self.left.job = true;
         }
         Ok(())
     }
@@ -159,16 +196,21 @@ impl<S: StoreRead> Change<'_, '_, S> {
                 let range = keys::type_prefix(&self.prefix, &field, ty);
                 from = keys::after_prefix(&range);
                 if !ty.holds_sums() {
-                    self.clear_type(&range, ty, &clear.seen)?;
+                    self.clear_type(&range, (&field, ty), &clear.seen)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn clear_type(&mut self, range: &[u8], ty: FieldType, seen: &VersionVector) -> Result<(), StoreError> {
+    fn clear_type(
+        &mut self,
+        range: &[u8],
+        (field, ty): (&Field, FieldType),
+        seen: &VersionVector,
+    ) -> Result<(), StoreError> {
         let state = if self.left.state { FieldState::read(self.txn, range)? } else { None };
-        let mut taken = Vec::new();
+        let (mut taken, mut bases) = (Vec::new(), BTreeSet::new());
         let mut rows_left: Vec<Row> = Vec::new();
         let mut rows = 0;
         each_row(self.txn, &self.prefix, range, &keys::after_prefix(range), |key, row| {
@@ -178,6 +220,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
             }
             if seen.covers(row.dot) || state.as_ref().is_some_and(|state| state.dead.covers(row.dot)) {
                 taken.push(key.to_vec());
+                bases.insert(derived::base_of(ty, &row.slot).to_vec());
             } else {
                 rows_left.push(row);
             }
@@ -185,14 +228,22 @@ impl<S: StoreRead> Change<'_, '_, S> {
         })?;
         if rows > self.place.clear_rows {
             let mut state = state.unwrap_or_default();
-            state.clear(seen, seen.covers_all(self.place.before));
+            let all = seen.covers_all(self.place.before);
+            state.clear(seen, all);
+            if derived::is_kept(ty) {
+                let source = Source { prefix: &self.prefix, field, ty: ty.whole() };
+                if all { source.emptied(self.txn)? } else { source.restart(self.txn)? }
+            }
             state.write(self.txn, range);
             self.txn.put(Family::Meta, keys::job(range), Vec::new());
-            self.left = Left { job: true, state: true };
+            (self.left.job, self.left.state) = (true, true);
             return Ok(());
         }
         self.removed |= !taken.is_empty();
         taken.into_iter().for_each(|key| self.txn.delete(Family::Rows, key));
+        if derived::is_kept(ty) && !bases.is_empty() {
+            self.derives.entry((field.clone(), ty.whole())).or_default().append(&mut bases);
+        }
         if let Some(mut state) = state {
             let mut tally = Tally::default();
             for slot in rows_left.chunk_by(|a, b| a.slot == b.slot) {
@@ -206,6 +257,10 @@ impl<S: StoreRead> Change<'_, '_, S> {
 
     fn field(&mut self, delta: &FieldDelta, clears: &[Clear]) -> Result<(), StoreError> {
         let range = keys::type_prefix(&self.prefix, &delta.field, delta.ty);
+        if derived::is_kept(delta.ty) {
+            let bases = touched(delta).into_iter().map(|slot| derived::base_of(delta.ty, slot).to_vec());
+            self.derives.entry((delta.field.clone(), delta.ty.whole())).or_default().extend(bases);
+        }
         // Sums are neither swept nor counted.
         let keeps_state = self.left.state && !delta.ty.holds_sums();
         let mut state = if keeps_state { FieldState::read(self.txn, &range)? } else { None };
@@ -290,12 +345,11 @@ impl<S: StoreRead> Change<'_, '_, S> {
             let value = RowValue::encode_parts(row.dot.counter, row.hlc, &row.payload);
             self.txn.put(Family::Rows, key, value);
             self.wrote = true;
-            if delta.ty == FieldType::COUNTER
-                && row.dot.replica != self.place.own
-                && counter::parse_slot(&row.slot).is_ok_and(|owner| owner == Some(self.place.own))
+            if row.dot.replica != self.place.own
+                && let Some(part) = reset_about(delta.ty, &row.slot, self.place.own)
             {
                 // Somebody cleared what this node counted: it will fold that in.
-                self.txn.put(Family::Meta, keys::job(range), Vec::new());
+                self.txn.put(Family::Meta, keys::job_of(range, part), Vec::new());
                 self.left.job = true;
             }
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::apply::{mark, unmark_if_empty};
+use super::apply::{mark, reset_about, unmark_if_empty};
+use super::derived::{self, Source};
+use super::expiries;
 use super::{Applied, META_VERSION, Partition};
 use crate::codec::{self, CodecError};
 use crate::context::{Dot, REPLICAS_MAX, VersionVector};
@@ -17,7 +19,6 @@ use crate::requests::{self, Sent};
 use crate::row::{FieldType, Row, RowValue};
 use crate::store::{Batch, Entry, Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
-use crate::types::counter;
 
 /// Rows that a peer sent, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,10 @@ impl Partition {
             mark(txn, record)?;
         }
         for (key, value) in checked.rows {
+            if keys::type_bytes(&key).is_ok_and(|bytes| FieldType(key[bytes - 1]) == FieldType::EXPIRY) {
+                txn.put(Family::Meta, keys::has_expiries(self.id), Vec::new());
+                self.has_expiries = true;
+            }
             txn.put(Family::Staged, key, Staged::Row(value).encode());
         }
         Ok(())
@@ -182,6 +187,8 @@ impl Partition {
         if let Some(watch) = &mut self.watch {
             watch.all_touched();
         }
+        // What is hidden may have come after the look passed.
+        self.look = None;
         let settling = Settling { asked, theirs, before, cursor: keys::partition_prefix(self.id) };
         self.note(txn, Some(settling));
         self.has_jobs = true;
@@ -254,12 +261,16 @@ impl Partition {
         range: &[u8],
         removed: bool,
     ) -> Result<(), StoreError> {
-        let (record, _, ty) = keys::parse_type_prefix(range).map_err(StoreError::damaged("rows"))?;
+        let (record, field, ty) = keys::parse_type_prefix(range).map_err(StoreError::damaged("rows"))?;
         let prefix = keys::record_prefix(self.id, &record);
+        if derived::is_kept(ty) {
+            Source { prefix: &prefix, field: &field, ty: ty.whole() }.restart(txn)?;
+        }
+        if self.has_expiries {
+            expiries::note(txn, self.id, &prefix, &record)?;
+        }
         if ty.holds_sums() {
-            if ty == FieldType::COUNTER && self.is_to_fold(txn, &prefix, range)? {
-                txn.put(Family::Meta, keys::job(range), Vec::new());
-            }
+            self.note_folds(txn, &prefix, range, ty)?;
         } else {
             let state = FieldState::read(txn, range)?.map(FieldState::uncounted);
             let state = state.or_else(|| (ty == FieldType::KEYED).then(FieldState::to_be_counted));
@@ -275,20 +286,25 @@ impl Partition {
         Ok(())
     }
 
-    /// Whether somebody cleared what this node counted.
-    fn is_to_fold<S: StoreRead>(
+    /// Has folded what somebody cleared of what this node counted.
+    fn note_folds<S: StoreRead>(
         &self,
-        txn: &Txn<'_, S>,
+        txn: &mut Txn<'_, S>,
         prefix: &[u8],
         range: &[u8],
-    ) -> Result<bool, StoreError> {
-        let mut found = false;
+        ty: FieldType,
+    ) -> Result<(), StoreError> {
+        let mut jobs = Vec::new();
         crate::row::each_row(txn, prefix, range, &keys::after_prefix(range), |_, row: Row| {
-            let of_own = counter::parse_slot(&row.slot).is_ok_and(|owner| owner == Some(self.replica));
-            found |= of_own && row.dot.replica != self.replica;
-            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if let Some(part) = reset_about(ty, &row.slot, self.replica)
+                && row.dot.replica != self.replica
+            {
+                jobs.push(keys::job_of(range, part));
+            }
+            ControlFlow::Continue(())
         })?;
-        Ok(found)
+        jobs.into_iter().for_each(|job| txn.put(Family::Meta, job, Vec::new()));
+        Ok(())
     }
 
     fn note<S: StoreRead>(&self, txn: &mut Txn<'_, S>, settling: Option<Settling>) {

@@ -2,28 +2,45 @@
 //!
 //! - A *survey* passes over the rows of a field, removes those that a clear took, and counts the slots present.
 //! - Rows that a peer sent and that count are *moved* to their places ([`super::repair`]).
-//! - A *fold* has a counter's owner take in what clears took of its sum. It is an ordinary commit.
+//! - A *fold* has the owner of sums take in what clears took of them. It is an ordinary commit.
+//! - What is derived of rows is *rebuilt* ([`super::derived`]).
+//! - Records that have expired are looked through and *swept* ([`super::expiries`]), each by an ordinary commit.
 //!
 //! The list of jobs is durable: it is written in the batch that makes the job, and a job is struck off in the batch that
 //! ends it.
 
 use std::ops::ControlFlow;
 
-use super::Partition;
 use super::apply::{slot_value, unmark_if_empty};
+use super::derived::Source;
+use super::{Partition, Sweep};
 use crate::fields::{FieldState, Tally};
 use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
 use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 
-/// A counter's fold.
+/// Members of a zset that are folded in one commit.
+const FOLD_MEMBERS: usize = 256;
+
+/// A commit of the node's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Own {
+    /// Of sums.
+    Fold(Fold),
+    /// Of an expired record.
+    Sweep(Sweep),
+}
+
+/// A fold of a counter, or of members of a zset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fold {
     pub(super) record: RecordId,
     pub(super) field: Field,
+    /// The members, by what their slots begin with; none of a counter.
+    pub(super) members: Vec<Vec<u8>>,
     /// What to strike off.
-    pub(super) job: Vec<u8>,
+    pub(super) jobs: Vec<Vec<u8>>,
 }
 
 /// What a step of the jobs came to.
@@ -33,8 +50,8 @@ pub enum Step {
     Idle,
     /// Something was done, or begun.
     Worked,
-    /// A fold is due: see [`Partition::fold`].
-    Fold(Fold),
+    /// A commit is due: see [`Partition::commit_own`].
+    Own(Own),
 }
 
 impl Partition {
@@ -70,11 +87,15 @@ impl Partition {
         Ok(())
     }
 
-    /// Does a step of the next job.
-    pub fn work<S: StoreRead>(&mut self, txn: &mut Txn<'_, S>) -> Result<Step, StoreError> {
+    /// Does a step of the next job, at this time in milliseconds since 1970. What is due by time alone is
+    /// put on the list by [`Self::due`].
+    pub fn work<S: StoreRead>(&mut self, txn: &mut Txn<'_, S>, now_ms: u64) -> Result<Step, StoreError> {
         if self.is_settling(txn) {
             self.move_staged(txn)?;
             return Ok(Step::Worked);
+        }
+        if let Some(step) = self.look(txn, now_ms)? {
+            return Ok(step);
         }
         let all = keys::jobs(self.id);
         let end = keys::after_prefix(&all);
@@ -88,12 +109,28 @@ impl Partition {
             return Ok(Step::Idle);
         };
         let damaged = || StoreError::damaged("meta: job");
-        let range = keys::parse_job(&job).map_err(damaged())?;
+        let (range, part) = keys::parse_job(&job).map_err(damaged())?;
         let (record, field, ty) = keys::parse_type_prefix(range).map_err(damaged())?;
         // The next step goes to the next field.
         self.job_turn = Some(keys::after_prefix(&job));
         if ty.holds_sums() {
-            return Ok(Step::Fold(Fold { record, field, job }));
+            let (mut members, mut jobs) = (Vec::new(), vec![job.clone()]);
+            if !part.is_empty() {
+                members.push(part.to_vec());
+                let rest = (&keys::after_prefix(&job), keys::after_prefix(&keys::job(range)));
+                txn.scan(Family::Meta, rest.0, &rest.1, &mut |job, _| {
+                    let part = keys::parse_job(job).map_or(&[][..], |(_, part)| part);
+                    members.push(part.to_vec());
+                    jobs.push(job.to_vec());
+                    if jobs.len() < FOLD_MEMBERS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })?;
+            }
+            return Ok(Step::Own(Own::Fold(Fold { record, field, members, jobs })));
+        }
+        if !part.is_empty() {
+            let prefix = keys::record_prefix(self.id, &record);
+            Source { prefix: &prefix, field: &field, ty }.work(txn)?;
+            return Ok(Step::Worked);
         }
         survey(txn, self.id, &record, range, ty, self.sizes.sweep_rows)?;
         Ok(Step::Worked)

@@ -6,8 +6,8 @@
 
 use std::ops::ControlFlow;
 
-use super::rows::{Budget, each_type};
-use super::{Page, PageLimits, ReadError};
+use super::rows::{Budget, Record, each_type};
+use super::{Page, PageLimits, ReadAt, ReadError};
 use crate::codec::CodecError;
 use crate::ids::{Key, Namespace, RecordId};
 use crate::keys;
@@ -17,7 +17,7 @@ use crate::store::{Family, StoreError, StoreRead};
 /// not be a key), in byte order.
 pub fn list_keys(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     namespace: &Namespace,
     prefix: &str,
     after: Option<&str>,
@@ -49,7 +49,7 @@ pub fn list_keys(
         };
         looked_at += 1;
         let record = RecordId { namespace: namespace.clone(), key };
-        match exists(store, partitions, &record, &budget) {
+        match exists(store, at, &record, &budget) {
             Ok(true) => {
                 bytes += record.key.as_str().len();
                 if limits.is_full(page.items.len(), bytes) {
@@ -73,13 +73,13 @@ pub fn list_keys(
 /// Whether some field has a live value.
 fn exists<S: StoreRead>(
     store: &S,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     budget: &Budget,
 ) -> Result<bool, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
+    let record = Record::open(store, at, record, budget)?;
     let mut lives = false;
-    each_type(store, &prefix, &prefix, budget, |_, _, rows| {
+    each_type(&record, &record.prefix, |_, _, rows| {
         lives = rows.live()?;
         Ok(if lives { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;

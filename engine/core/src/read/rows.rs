@@ -4,6 +4,7 @@
 //!
 //! - Whatever a reader is told comes through [`Rows::each`]: what does not count although it is stored must be
 //!   left out there, and is then left out everywhere.
+//! - Rows that have expired (see [`crate::types::expiry`]) are left out, whether or not they have been swept.
 //! - Rows that a clear took and no sweep has removed yet (see [`crate::fields`]) are left out. A visit ends where the field's
 //!   state tells that only such rows follow; and a read with a limit on bytes passes over at most [`DEAD_ROWS_MAX`] of them.
 //! - Every row that is looked at is counted, also one that is left out, against a [`Budget`] that all parts of a
@@ -12,19 +13,20 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use super::ReadError;
+use super::{ReadAt, ReadError, zsets};
 use crate::codec::CodecError;
 use crate::fields::{FieldState, Tally};
-use crate::ids::Field;
+use crate::ids::{Field, RecordId};
 use crate::keys;
+use crate::partition::{may_hide, read_expiry};
 use crate::row::{FieldType, Row};
 use crate::store::{Family, StoreError, StoreRead};
-use crate::types::{counter, keyed};
+use crate::types::{counter, expiry, keyed};
 
 /// Rows of keyed increments that are read for what is told beside a counter's value.
 const KEYED_ROWS_SHOWN: usize = 256;
 
-/// Rows, cleared and not yet swept, that a read with a limit on bytes passes over: more are an error until they are swept.
+/// Rows, cleared or expired and not yet swept, that a read with a limit on bytes passes over: more are an error until they are swept.
 pub(super) const DEAD_ROWS_MAX: usize = 256 * 1024;
 
 /// How much may be looked at.
@@ -92,6 +94,41 @@ pub(super) enum Ended {
     AtBound(Vec<u8>),
 }
 
+/// A record as it is read at a time.
+pub(super) struct Record<'a, S> {
+    pub(super) store: &'a S,
+    /// The first bytes of its keys.
+    pub(super) prefix: Vec<u8>,
+    pub(super) budget: &'a Budget,
+    /// Rows stamped before this are absent: it has expired.
+    hidden_before: u64,
+    /// Whether there may be such rows.
+    may_hide: bool,
+}
+
+impl<'a, S: StoreRead> Record<'a, S> {
+    pub(super) fn open(
+        store: &'a S,
+        at: ReadAt,
+        record: &RecordId,
+        budget: &'a Budget,
+    ) -> Result<Self, StoreError> {
+        let partition = record.partition(at.partitions);
+        let prefix = keys::record_prefix(partition, record);
+        let expiry = read_expiry(store, &prefix)?;
+        let hidden_before = expiry.hidden_before(at.now_ms);
+        let may_hide = hidden_before > 0 && may_hide(store, partition, record, expiry, at.now_ms)?;
+        Ok(Self { store, prefix, budget, hidden_before, may_hide })
+    }
+
+    /// The rows of a field and type.
+    pub(super) fn rows(&self, field: &Field, ty: FieldType) -> Rows<'_, S> {
+        let Self { store, ref prefix, budget, hidden_before, may_hide } = *self;
+        let range = keys::type_prefix(prefix, field, ty);
+        Rows { store, record_prefix: prefix, range, ty, budget, hidden_before, may_hide }
+    }
+}
+
 /// The rows of one field and type.
 pub(super) struct Rows<'a, S> {
     store: &'a S,
@@ -99,17 +136,29 @@ pub(super) struct Rows<'a, S> {
     range: Vec<u8>,
     ty: FieldType,
     budget: &'a Budget,
+    hidden_before: u64,
+    may_hide: bool,
 }
 
 impl<'a, S: StoreRead> Rows<'a, S> {
-    pub(super) fn new(
-        store: &'a S,
-        record_prefix: &'a [u8],
-        field: &Field,
-        ty: FieldType,
-        budget: &'a Budget,
-    ) -> Self {
-        Self { store, record_prefix, range: keys::type_prefix(record_prefix, field, ty), ty, budget }
+    /// Of another type of the same field.
+    pub(super) fn of(&self, ty: FieldType) -> Self {
+        let range = [&self.range[..self.range.len() - 1], &[ty.0]].concat();
+        Self { range, ty, ..*self }
+    }
+
+    /// Whether rows may be absent because they have expired: what is kept or derived of them does not count then.
+    pub(super) fn may_hide(&self) -> bool {
+        self.may_hide
+    }
+
+    /// Counts bytes of an answer that are not those of rows.
+    pub(super) fn take_bytes(&self, bytes: usize) -> Result<(), ReadError> {
+        self.budget.take_bytes(bytes)
+    }
+
+    pub(super) fn store(&self) -> &'a S {
+        self.store
     }
 
     /// The first bytes of all keys.
@@ -137,10 +186,13 @@ impl<'a, S: StoreRead> Rows<'a, S> {
     pub(super) fn live(&self) -> Result<bool, ReadError> {
         match self.ty {
             FieldType::COUNTER => Ok(self.counter()?.is_some()),
-            FieldType::REGISTER | FieldType::FLAG | FieldType::SET => match self.counted()? {
-                Some(tally) => Ok(tally.slots > 0),
-                None => self.any(&self.range),
-            },
+            FieldType::ZSET => Ok(self.any(&self.range)? || zsets::any_incremented(self)?),
+            FieldType::REGISTER | FieldType::FLAG | FieldType::SET | FieldType::UNIQUE => {
+                match self.counted()? {
+                    Some(tally) => Ok(tally.slots > 0),
+                    None => self.any(&self.range),
+                }
+            }
             // Of a later version: kept and relayed, not read.
             _ => Ok(false),
         }
@@ -149,8 +201,7 @@ impl<'a, S: StoreRead> Rows<'a, S> {
     /// A counter's value and its rows: those that hold sums, and of the keyed increments the first
     /// [`KEYED_ROWS_SHOWN`], since what they come to is kept.
     pub(super) fn counter(&self) -> Result<Option<(i64, Vec<Row>)>, ReadError> {
-        let range = [&self.range[..self.range.len() - 1], &[FieldType::KEYED.0]].concat();
-        let keyed = Self { range, ty: FieldType::KEYED, ..*self };
+        let keyed = self.of(FieldType::KEYED);
         let mut rows = self.all()?;
         let damaged = || StoreError::damaged("rows: counter");
         let sums = counter::value(&rows).map_err(damaged())?;
@@ -179,6 +230,9 @@ impl<'a, S: StoreRead> Rows<'a, S> {
 
     /// What the slots present come to, if the node keeps it.
     pub(super) fn counted(&self) -> Result<Option<Tally>, ReadError> {
+        if self.may_hide() {
+            return Ok(None);
+        }
         Ok(FieldState::read(self.store, &self.range)?.and_then(|state| state.counted()))
     }
 
@@ -194,17 +248,19 @@ impl<'a, S: StoreRead> Rows<'a, S> {
         let live_end = state.live_end().map(|cursor| [&self.range, cursor].concat());
         let to = live_end.as_deref().map_or(to, |end| end.min(to));
         // Of a visit from the first row on it is known how many slots it finds.
-        let mut slots_left = state.live_slots().filter(|_| from == self.range.as_slice());
+        let is_known = from == self.range.as_slice() && !self.may_hide();
+        let mut slots_left = state.live_slots().filter(|_| is_known);
         if from >= to || slots_left == Some(0) {
             return Ok(Ended::Whole);
         }
         let (mut live_slot, dead) = (None, state.dead);
+        let is_absent = |row: &Row| dead.covers(row.dot) || expiry::hides(self.hidden_before, row);
         let mut outcome = Ok(Ended::Whole);
         let mut slot: Option<Vec<u8>> = None;
         self.store.scan(Family::Rows, from, to, &mut |key, value| {
             let row = keys::parse_row(self.record_prefix, key, value).map_err(StoreError::damaged("rows"));
             let row = row.map_err(ReadError::from).and_then(|row| {
-                if dead.covers(row.dot) {
+                if is_absent(&row) {
                     self.budget.pass_dead_row()?;
                 } else {
                     // The field's name stands in every key, and once in the answer.
@@ -232,7 +288,7 @@ impl<'a, S: StoreRead> Rows<'a, S> {
             if slots_left == Some(0) && live_slot.as_ref() != Some(&row.slot) {
                 return ControlFlow::Break(());
             }
-            if dead.covers(row.dot) {
+            if is_absent(&row) {
                 return ControlFlow::Continue(());
             }
             if let Some(left) = &mut slots_left
@@ -258,26 +314,25 @@ impl<'a, S: StoreRead> Rows<'a, S> {
 }
 
 /// Visits each field and type below `range` that has rows stored, whether or not they make a value: one seek each. The
-/// parts of a counter are visited as one.
+/// parts of a counter or zset are visited as one.
 pub(super) fn each_type<S: StoreRead>(
-    store: &S,
-    record_prefix: &[u8],
+    record: &Record<'_, S>,
     range: &[u8],
-    budget: &Budget,
     mut visit: impl FnMut(Field, FieldType, Rows<'_, S>) -> Result<ControlFlow<()>, ReadError>,
 ) -> Result<(), ReadError> {
     let end = keys::after_prefix(range);
     let mut from = range.to_vec();
-    let mut keyed: Option<Field> = None;
-    while let Some((key, _)) = store.first(Family::Rows, &from, &end)? {
-        let (field, ty, _) = keys::parse_field(record_prefix, &key).map_err(StoreError::damaged("rows"))?;
-        from = keys::after_prefix(&keys::type_prefix(record_prefix, &field, ty));
-        if ty == FieldType::KEYED {
-            keyed = Some(field.clone());
-        } else if ty == FieldType::COUNTER && keyed.as_ref() == Some(&field) {
+    let mut visited: Vec<(Field, FieldType)> = Vec::new();
+    while let Some((key, _)) = record.store.first(Family::Rows, &from, &end)? {
+        let (field, ty, _) = keys::parse_field(&record.prefix, &key).map_err(StoreError::damaged("rows"))?;
+        from = keys::after_prefix(&keys::type_prefix(&record.prefix, &field, ty));
+        visited.retain(|(of, _)| *of == field);
+        let whole = (field.clone(), ty.whole());
+        if visited.contains(&whole) {
             continue;
         }
-        let rows = Rows::new(store, record_prefix, &field, ty.whole(), budget);
+        visited.push(whole);
+        let rows = record.rows(&field, ty.whole());
         if visit(field, ty.whole(), rows)?.is_break() {
             break;
         }

@@ -5,8 +5,8 @@
 
 use std::ops::ControlFlow;
 
-use super::rows::{Budget, Ended, Rows};
-use super::{Page, PageLimits, ReadError};
+use super::rows::{Budget, Ended, Record, Rows};
+use super::{Page, PageLimits, ReadAt, ReadError};
 use crate::codec::CodecError;
 use crate::ids::{Field, Member, RecordId};
 use crate::keys;
@@ -17,15 +17,15 @@ use crate::types::presence;
 /// The members after a name (exclusive; it need not be a member), in byte order.
 pub fn members(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     field: &Field,
     after: Option<&str>,
     limits: PageLimits,
 ) -> Result<Page<Member>, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
     let budget = Budget::of_rows(limits.rows_max);
-    let rows = Rows::new(store, &prefix, field, FieldType::SET, &budget);
+    let record = Record::open(store, at, record, &budget)?;
+    let rows = record.rows(field, FieldType::SET);
     let from = match after {
         Some(after) => keys::after_prefix(&member_prefix(&rows, after)),
         None => rows.range().to_vec(),
@@ -59,14 +59,14 @@ pub fn members(
 /// Whether a set has a member: one short range.
 pub fn contains(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     field: &Field,
     member: &Member,
 ) -> Result<bool, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
     let budget = Budget::unlimited();
-    let rows = Rows::new(store, &prefix, field, FieldType::SET, &budget);
+    let record = Record::open(store, at, record, &budget)?;
+    let rows = record.rows(field, FieldType::SET);
     rows.any(&member_prefix(&rows, member.as_str()))
 }
 
@@ -74,27 +74,21 @@ pub fn contains(
 /// [`crate::partition::Partition::count`]). Its cost does not depend on the size.
 pub fn kept_size(
     store: &impl StoreRead,
-    partitions: u16,
+    at: ReadAt,
     record: &RecordId,
     field: &Field,
 ) -> Result<Option<u64>, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
     let budget = Budget::unlimited();
-    let kept = Rows::new(store, &prefix, field, FieldType::SET, &budget).counted()?;
+    let kept = Record::open(store, at, record, &budget)?.rows(field, FieldType::SET).counted()?;
     Ok(kept.map(|tally| tally.slots))
 }
 
 /// The number of a set's members, 0 if there is no such set: as the node keeps it, if it does; otherwise every row is
 /// looked at.
-pub fn size(
-    store: &impl StoreRead,
-    partitions: u16,
-    record: &RecordId,
-    field: &Field,
-) -> Result<u64, ReadError> {
-    let prefix = keys::record_prefix(record.partition(partitions), record);
+pub fn size(store: &impl StoreRead, at: ReadAt, record: &RecordId, field: &Field) -> Result<u64, ReadError> {
     let budget = Budget::unlimited();
-    let rows = Rows::new(store, &prefix, field, FieldType::SET, &budget);
+    let record = Record::open(store, at, record, &budget)?;
+    let rows = record.rows(field, FieldType::SET);
     match rows.counted()? {
         Some(tally) => Ok(tally.slots),
         None => count(&rows),

@@ -16,7 +16,7 @@ use crate::row::RowValue;
 use crate::store::{Batch, Family, MemStore, Txn, Visit};
 use crate::types::presence;
 
-const PARTITIONS: u16 = 1;
+const AT: ReadAt = ReadAt { partitions: 1, now_ms: 0 };
 const HOME: PartitionId = PartitionId(0);
 
 fn id(key: &str) -> RecordId {
@@ -55,7 +55,7 @@ fn set_of<'m>(rows: impl IntoIterator<Item = (&'m str, u64)>) -> MemStore {
 }
 
 fn page_of(store: &impl StoreRead, after: Option<&str>, limits: PageLimits) -> Page<Member> {
-    members(store, PARTITIONS, &id("r"), &likes(), after, limits).unwrap()
+    members(store, AT, &id("r"), &likes(), after, limits).unwrap()
 }
 
 fn limits() -> impl Strategy<Value = PageLimits> {
@@ -103,8 +103,8 @@ proptest! {
         });
         prop_assert_eq!(shown.iter().map(Member::as_str).collect::<Vec<_>>(), Vec::from_iter(expected.clone()));
 
-        prop_assert_eq!(size(&store, PARTITIONS, &id("r"), &likes()).unwrap(), expected.len() as u64);
-        let has = contains(&store, PARTITIONS, &id("r"), &likes(), &Member::new(probe.clone()).unwrap());
+        prop_assert_eq!(size(&store, AT, &id("r"), &likes()).unwrap(), expected.len() as u64);
+        let has = contains(&store, AT, &id("r"), &likes(), &Member::new(probe.clone()).unwrap());
         prop_assert_eq!(has.unwrap(), expected.contains(probe.as_str()));
         // From any name on, whether or not it is a member.
         let all = PageLimits { items_max: 100, bytes_max: 1000, rows_max: 1000 };
@@ -134,7 +134,7 @@ proptest! {
         let mut store = MemStore::default();
         store.commit(batch);
         let list = |after: Option<&str>, limits| {
-            list_keys(&store, PARTITIONS, &namespace(), &prefix, after, limits).unwrap()
+            list_keys(&store, AT, &namespace(), &prefix, after, limits).unwrap()
         };
         let live = marks.iter().filter(|(key, lives)| **lives && key.starts_with(&prefix)).map(|(key, _)| key.as_str());
         let shown = walk(limits, |key: &Key| key.as_str().len(), |after: Option<&Key>| list(after.map(Key::as_str), limits));
@@ -171,7 +171,7 @@ fn a_page_and_a_member_cost_the_same_in_sets_of_any_size() {
         let middle = names[size / 2].as_str();
         let page = page_of(&counting, Some(middle), limits);
         assert_eq!(page.items.len(), 10);
-        assert!(contains(&counting, PARTITIONS, &id("r"), &likes(), &Member::new(middle).unwrap()).unwrap());
+        assert!(contains(&counting, AT, &id("r"), &likes(), &Member::new(middle).unwrap()).unwrap());
         counting.1.get()
     };
     assert_eq!(reads(30), reads(20_000));
@@ -189,8 +189,9 @@ fn the_rows_of_one_member_are_never_split() {
     assert_eq!((second.items[0].as_str(), second.next), ("b", None));
 
     // Also where not every row counts, the one that does may be the last.
-    let (prefix, budget) = (keys::record_prefix(HOME, &id("r")), Budget::of_rows(2));
-    let rows = Rows::new(&store, &prefix, &likes(), FieldType::SET, &budget);
+    let budget = Budget::of_rows(2);
+    let record = Record::open(&store, AT, &id("r"), &budget).unwrap();
+    let rows = record.rows(&likes(), FieldType::SET);
     let mut visited = Vec::new();
     let ended = rows.each(rows.range(), &keys::after_prefix(rows.range()), |row| {
         visited.push(row.dot.replica.0);
@@ -240,9 +241,9 @@ fn a_size_that_is_kept_costs_one_read_whatever_the_size() {
         a.commit("r", Op::Add { field: likes(), members: names(0, members) });
         let told = |a: &Replica| {
             let counting = Counting(&a.0, Cell::new(0));
-            let kept = kept_size(&counting, PARTITIONS, &id("r"), &likes()).unwrap();
+            let kept = kept_size(&counting, AT, &id("r"), &likes()).unwrap();
             assert_eq!(counting.1.get(), 1, "it never counts");
-            let size = size(&counting, PARTITIONS, &id("r"), &likes()).unwrap();
+            let size = size(&counting, AT, &id("r"), &likes()).unwrap();
             (kept, size, counting.1.get() - 1)
         };
         let (kept, size, reads) = told(&a);
@@ -254,7 +255,7 @@ fn a_size_that_is_kept_costs_one_read_whatever_the_size() {
         let mut steps = 0;
         while a.1.has_jobs() {
             let mut batch = Batch::default();
-            a.1.work(&mut Txn::new(&a.0, &mut batch)).unwrap();
+            a.1.work(&mut Txn::new(&a.0, &mut batch), 0).unwrap();
             a.0.commit(batch);
             steps += 1;
             assert!(steps < 1_000, "the counting ends");
@@ -282,9 +283,9 @@ fn a_counter_that_was_cleared_is_not_listed_although_its_rows_are_left() {
     b.commit("k3", Op::Enable { field: likes() });
     assert!(b.0.get(Family::Keys, &keys::key_mark(&id("k2"))).unwrap().is_some(), "its mark is left");
     let limits = PageLimits { items_max: 9, bytes_max: 99, rows_max: 99 };
-    let keys = list_keys(&b.0, PARTITIONS, &namespace(), "", None, limits).unwrap();
+    let keys = list_keys(&b.0, AT, &namespace(), "", None, limits).unwrap();
     assert_eq!(keys.items.iter().map(Key::as_str).collect::<Vec<_>>(), ["k1", "k3"]);
-    let live = |key, field: Field| live_types(&b.0, PARTITIONS, &id(key), &field).unwrap();
+    let live = |key, field: Field| live_types(&b.0, AT, &id(key), &field).unwrap();
     assert_eq!(live("k1", plays()), [FieldType::COUNTER]);
     assert_eq!(live("k2", plays()), []);
     assert_eq!(live("k3", likes()), [FieldType::FLAG]);
@@ -313,10 +314,10 @@ fn a_read_passes_over_few_of_the_rows_that_a_clear_took() {
     let limits = ReadLimits { members_max: 100, bytes_max: 1 << 30 };
     let told = |store: &MemStore| {
         let counting = Counting(store, Cell::new(0));
-        let views = field(&counting, PARTITIONS, &id("r"), &likes(), limits);
+        let views = field(&counting, AT, &id("r"), &likes(), limits);
         let page = members(
             &counting,
-            PARTITIONS,
+            AT,
             &id("r"),
             &likes(),
             None,
@@ -347,9 +348,9 @@ fn a_read_passes_over_few_of_the_rows_that_a_clear_took() {
     // One stands behind all that is dead, until it is swept.
     a.commit("r", Op::Add { field: likes(), members: vec![member("x")] });
     assert_eq!(told(&a.0).0, Err(ReadError::TooLarge { max: limits.bytes_max }));
-    assert_eq!(members_of(record(&a.0, PARTITIONS, &id("r"), ReadLimits::NONE).unwrap()).unwrap().len(), 3);
+    assert_eq!(members_of(record(&a.0, AT, &id("r"), ReadLimits::NONE).unwrap()).unwrap().len(), 3);
     let mut batch = Batch::default();
-    a.1.work(&mut Txn::new(&a.0, &mut batch)).unwrap();
+    a.1.work(&mut Txn::new(&a.0, &mut batch), 0).unwrap();
     a.0.commit(batch);
     assert_eq!(members_of(told(&a.0).0.unwrap()).unwrap(), ["000003", "000005x", "x"]);
 
@@ -365,10 +366,10 @@ fn records_read_together_share_the_limit_on_bytes() {
     }
     let read = |ids: &[&str], bytes_max| {
         let ids: Vec<RecordId> = ids.iter().map(|key| id(key)).collect();
-        records(&a.0, PARTITIONS, &ids, ReadLimits { members_max: 9, bytes_max })
+        records(&a.0, AT, &ids, ReadLimits { members_max: 9, bytes_max })
     };
     let many = read(&["k2", "gone", "k1", "k2"], 1000).unwrap();
-    let one = |key| record(&a.0, PARTITIONS, &id(key), ReadLimits::NONE).unwrap();
+    let one = |key| record(&a.0, AT, &id(key), ReadLimits::NONE).unwrap();
     assert_eq!(many, [one("k2"), Vec::new(), one("k1"), one("k2")]);
     let enough: BTreeMap<usize, bool> =
         (0..200).map(|bytes_max| (bytes_max, read(&["k1"], bytes_max).is_ok())).collect();

@@ -1,11 +1,13 @@
 //! A store as its readers are to see it: with staged rows that count, where they have not been moved to their places yet.
 //!
 //! Rows are the join of [`super`]. What a node keeps about a field ([`crate::fields`]) does not count what is staged there, so
-//! of such a field the size is open. All else is as stored.
+//! of such a field the size is open; of a partition that settles nothing derived ([`crate::derived`]) holds. All else is as
+//! stored.
 
 use std::ops::ControlFlow;
 
 use super::settling::{Choice, Settling, Settlings, Staged, staged_dot};
+use crate::derived;
 use crate::fields::FieldState;
 use crate::keys;
 use crate::store::{Entry, Family, StoreError, StoreRead, Visit};
@@ -62,6 +64,14 @@ pub(crate) fn get(
             }
             let state = FieldState::decode(&bytes).map_err(StoreError::damaged("fields"))?;
             Ok(Some(state.uncounted().encode()))
+        }
+        Family::Derived => {
+            let (Some(bytes), Some(range)) = (&found, derived::range_of(key)) else { return Ok(found) };
+            // Of all types of the field: what is derived of one may follow from rows of another.
+            if settlings.of_prefix(&range[..range.len() - 1]).is_none() {
+                return Ok(found);
+            }
+            Ok(Some(derived::State::decode(bytes)?.restarted().encode()))
         }
         _ => Ok(found),
     }

@@ -30,16 +30,17 @@ pub fn slot(key: &[u8; KEY_BYTES], generation: u16) -> Vec<u8> {
     [&key[..], &generation.to_be_bytes()].concat()
 }
 
-/// The slot for an increment under a key, of which these rows are there; `None` if it is counted already: its last
-/// generation has a row from `oldest_ms` or later. There are 65,536 generations; the last one is never left.
-pub fn next_slot(key: &[u8; KEY_BYTES], rows: &[Row], oldest_ms: u64) -> Option<Vec<u8>> {
-    let Some(last) = rows.iter().map(|row| &row.slot).max() else { return Some(slot(key, 0)) };
+/// The generation for an increment under a key, of which these rows are there, their slots ending as [`slot`]'s do; `None` if it
+/// is counted already: its last generation has a row from `oldest_ms` or later. There are 65,536 generations; the last one is
+/// never left.
+pub fn next_generation(rows: &[Row], oldest_ms: u64) -> Option<u16> {
+    let Some(last) = rows.iter().map(|row| &row.slot).max() else { return Some(0) };
     let mut of_last = rows.iter().filter(|row| row.slot == *last);
     if of_last.any(|row| row.hlc.millis() >= oldest_ms) {
         return None;
     }
     let generation = last.last_chunk().map_or(u16::MAX, |bytes| u16::from_be_bytes(*bytes));
-    Some(slot(key, generation.saturating_add(1)))
+    Some(generation.saturating_add(1))
 }
 
 /// Adds `by` in a slot that has no rows. Of one commit's operations on one counter the slot is the sum; it saturates at what

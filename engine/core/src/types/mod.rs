@@ -1,14 +1,21 @@
 //! The CRDT types: what an operation does to the rows of its slots, and what rows mean.
 //!
 //! Each module is pure arithmetic on rows. [`Unit`] is what an operation may touch: the rows seen of one slot
-//! (or, for a counter, of the whole counter) and what this commit makes of them so far.
+//! (or of several that belong together: a whole counter, a zset's member, a register of a unique) and what this commit makes of them so far.
 
 pub mod counter;
+pub mod exact;
+pub mod expiry;
 pub mod keyed;
 pub mod presence;
 pub mod register;
+pub mod score;
+pub mod sums;
+pub mod unique;
+pub mod zset;
 
 use crate::context::Dot;
+use crate::ids::ReplicaId;
 use crate::row::Row;
 
 /// Rows that one commit sees and changes together.
@@ -23,15 +30,27 @@ struct SeenRow {
     slot: Vec<u8>,
     dot: Dot,
     payload: Vec<u8>,
+    /// It is absent: the record has expired since.
+    hidden: bool,
     killed: bool,
 }
 
 impl Unit {
     /// A unit in which these rows are seen.
     pub fn new(rows: impl IntoIterator<Item = Row>) -> Self {
+        Self::expired(rows, 0)
+    }
+
+    /// The same of a record in which rows stamped before a time are absent ([`expiry::hides`]). They are seen all the same: what
+    /// takes rows takes them too, lest they come back when another time of expiry wins.
+    pub fn expired(rows: impl IntoIterator<Item = Row>, hidden_before: u64) -> Self {
         let seen = rows
             .into_iter()
-            .map(|row| SeenRow { slot: row.slot, dot: row.dot, payload: row.payload, killed: false })
+            .map(|row| {
+                let hidden = expiry::hides(hidden_before, &row);
+                let Row { slot, dot, payload, .. } = row;
+                SeenRow { slot, dot, payload, hidden, killed: false }
+            })
             .collect();
         Self { seen, written: Vec::new() }
     }
@@ -74,9 +93,15 @@ impl Unit {
         }
     }
 
-    /// Whether a row seen is still there.
+    /// Whether a row seen is still there, for readers too.
     pub fn any_seen_alive(&self) -> bool {
-        self.seen.iter().any(|row| !row.killed)
+        self.seen.iter().any(|row| !row.killed && !row.hidden)
+    }
+
+    /// Whether the row that a replica wrote to a slot is absent for readers.
+    fn is_hidden(&self, slot: &[u8], replica: ReplicaId) -> bool {
+        let mut seen = self.seen.iter();
+        seen.any(|row| row.hidden && row.slot == slot && row.dot.replica == replica)
     }
 
     /// Whether this commit removes the row with this dot.
@@ -101,6 +126,10 @@ impl Unit {
     fn write(&mut self, slot: Vec<u8>, payload: Vec<u8>) {
         self.unwrite(&slot);
         self.written.push((slot, payload));
+    }
+
+    fn unwrite_all(&mut self) {
+        self.written.clear();
     }
 
     fn unwrite(&mut self, slot: &[u8]) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use godwit_core::ids::{Key, PartitionId, RecordId};
 use godwit_core::op::{Terms, Write};
 use godwit_core::partition;
-use godwit_core::read::{self, FieldView, PageLimits, ReadLimits, Value};
+use godwit_core::read::{self, FieldView, PageLimits, ReadAt, ReadLimits, Value};
 use godwit_core::repair::Settled;
 use godwit_core::store::StoreError;
 use godwit_proto::{Input, Reply, RequestId};
@@ -90,8 +90,8 @@ impl Drive {
                     PageLimits { items_max: limit, bytes_max: PAGE_BYTES_MAX, rows_max: PAGE_ROWS_MAX };
                 let broken = |error: StoreError| Violation::new(10, error.to_string());
                 let disk = &Settled::open(self.world.disk(node)).map_err(broken)?;
-                let partitions = self.scenario.partitions;
-                let page = read::list_keys(disk, partitions, &namespace, &prefix, after.as_deref(), limits)
+                let at = self.read_at(node);
+                let page = read::list_keys(disk, at, &namespace, &prefix, after.as_deref(), limits)
                     .map_err(|error| Violation::new(10, error.to_string()))?;
                 let first = page.items.first().cloned();
                 let last = page.items.last().cloned();
@@ -122,14 +122,18 @@ impl Drive {
         Ok(())
     }
 
+    fn read_at(&self, node: usize) -> ReadAt {
+        ReadAt { partitions: self.scenario.partitions, now_ms: self.world.wall_ms(node) }
+    }
+
     pub(super) fn views(&self, node: usize, record: &RecordId) -> Result<Vec<FieldView>, Violation> {
         let disk = Settled::open(self.world.disk(node));
         let views = disk
             .map_err(read::ReadError::from)
-            .and_then(|disk| read::record(&disk, self.scenario.partitions, record, READ_LIMITS));
+            .and_then(|disk| read::record(&disk, self.read_at(node), record, READ_LIMITS));
         match views {
             Ok(views) => Ok(views),
-            Err(read::ReadError::TooLarge { .. }) => Ok(Vec::new()),
+            Err(read::ReadError::TooLarge { .. } | read::ReadError::Unordered) => Ok(Vec::new()),
             Err(read::ReadError::Store(error)) => Err(Violation::new(10, error.to_string())),
         }
     }
