@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use godwit_core::context::{Dot, VersionVector};
 use godwit_core::delta::{Delta, EncodedDelta};
 use godwit_core::ids::{PartitionId, RecordId, ReplicaId};
+use godwit_core::keys;
 use godwit_core::partition::CommitError;
 use godwit_core::row::FieldType;
 use godwit_core::store::{Batch, Family};
@@ -148,7 +149,7 @@ impl Stepped<'_> {
             for counter in known + 1..=last {
                 let dot = Dot { replica, counter };
                 let unasked = || {
-                    let (hlc, own) = own_commit(self.batch, dot).unzip();
+                    let (hlc, own) = own_commit(self.batch, id, dot).unzip();
                     let (ask, saw) = (Ask::default(), before(context, counter));
                     Commit { partition: id, dot, hlc, ask, saw, now_ms: self.now_ms, own: own.flatten() }
                 };
@@ -168,8 +169,13 @@ impl Stepped<'_> {
 }
 
 /// What a commit of a node's own does: it is a sweep if it clears, otherwise it folds the sums that it writes.
-fn own_commit(batch: &Batch, dot: Dot) -> Option<(Hlc, Option<(RecordId, Vec<SpecOp>)>)> {
-    let log = batch.iter().filter(|(family, ..)| *family == Family::Log);
+fn own_commit(
+    batch: &Batch,
+    partition: PartitionId,
+    dot: Dot,
+) -> Option<(Hlc, Option<(RecordId, Vec<SpecOp>)>)> {
+    let home = keys::partition_prefix(partition);
+    let log = batch.iter().filter(|(family, key, _)| *family == Family::Log && key.starts_with(&home));
     let mut deltas = log.filter_map(|(_, _, value)| {
         let encoded = EncodedDelta::from_bytes(value?);
         encoded.dots().is_ok_and(|dots| dots.only() == Some(dot)).then(|| Delta::decode(&encoded).ok())?

@@ -92,6 +92,10 @@ pub(crate) fn may_hide(
     expiry: Expiry,
     now_ms: u64,
 ) -> Result<bool, StoreError> {
+    // What a peer sent may count and not be on the list yet.
+    if store.get(Family::Meta, &keys::settling(partition))?.is_some() {
+        return Ok(true);
+    }
     let times = [(expiry.at <= now_ms).then_some(expiry.at), (expiry.floor > 0).then_some(expiry.floor)];
     for at in times.into_iter().flatten() {
         if store.get(Family::Meta, &keys::due(partition, at, record))?.is_some() {
