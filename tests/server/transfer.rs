@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use godwit_core::rng::Rng;
 use serde_json::{Value, json};
-use support::{Answer, Cluster, Server, converged, eventually, godwit, lone_config};
+use support::{Answer, Cluster, Server, converged, eventually, godwit, lone_config, udp_port};
 use tempfile::TempDir;
 
 /// Members of the large set: several pages.
@@ -266,6 +266,37 @@ async fn an_import_that_was_killed_is_resumed() {
         assert_eq!(ended.code, Some(0), "{}", ended.told);
         check_counters(&server, namespace, COUNT).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_outlasts_a_crash_of_its_node() {
+    const COUNT: usize = 3_500;
+    let dir = TempDir::new().unwrap();
+    let config = lone_config(dir.path(), "");
+    // The node must come back where it was.
+    let listen = format!("listen = \"127.0.0.1:{}\"", udp_port());
+    let text = std::fs::read_to_string(&config).unwrap().replace("listen = \"127.0.0.1:0\"", &listen);
+    std::fs::write(&config, text).unwrap();
+    let mut server = Server::start(&config).await;
+    let mut command = godwit();
+    command.args(["import", &server.url(""), "app", "--quiet"]).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let text = counters(COUNT);
+    let half: usize = text.lines().take(2_500).map(|line| line.len() + 1).sum();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&text.as_bytes()[..half]).unwrap();
+    eventually("something is imported", async || {
+        let listed = server.get("/v1/app?limit=1").await.json();
+        (!listed["keys"].as_array().unwrap().is_empty()).then_some(())
+    })
+    .await;
+    server.kill();
+    stdin.write_all(&text.as_bytes()[half..]).unwrap();
+    drop(stdin);
+    server.restart().await;
+    let status = eventually("the import ends", async || child.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0));
+    check_counters(&server, "app", COUNT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,6 +41,8 @@ pub(super) struct Batch {
     ops: usize,
     members: usize,
     bytes: usize,
+    /// Bytes of the input from the batch before to its end.
+    pub(super) read: u64,
 }
 
 /// What a line is wrong with.
@@ -61,6 +63,9 @@ pub(super) struct Batches<R> {
     drop_shadowed: bool,
     /// Lines read.
     line: u64,
+    /// Bytes read, and how many of them batches have told of.
+    position: u64,
+    told: u64,
     /// The item that did not fit into the batch before.
     left: Option<Item>,
     /// What was read since the last header.
@@ -72,7 +77,18 @@ pub(super) struct Batches<R> {
 impl<R: BufRead> Batches<R> {
     pub(super) fn new(input: R, from: u64, drop_shadowed: bool) -> Self {
         let (found, last_key) = (Totals::default(), None);
-        Self { input, from, drop_shadowed, line: 0, left: None, found, last_key, ended: false }
+        Self {
+            input,
+            from,
+            drop_shadowed,
+            line: 0,
+            position: 0,
+            told: 0,
+            left: None,
+            found,
+            last_key,
+            ended: false,
+        }
     }
 
     /// Whether the last line read was an end.
@@ -97,6 +113,8 @@ impl<R: BufRead> Batches<R> {
             }
             batch.push(item);
         }
+        let end = self.position - self.left.as_ref().map_or(0, |item| item.bytes as u64);
+        batch.read = end - std::mem::replace(&mut self.told, end);
         Ok((!batch.items.is_empty()).then_some(batch))
     }
 
@@ -153,6 +171,7 @@ impl<R: BufRead> Batches<R> {
             return Ok(None);
         }
         self.line = number;
+        self.position += bytes.len() as u64;
         if bytes.len() == LINE_BYTES_MAX {
             return Err(LineError::Wrong(number, format!("it has more than {LINE_BYTES_MAX} bytes")));
         }
@@ -175,11 +194,6 @@ impl Batch {
         self.members += item.members;
         self.bytes += item.bytes;
         self.items.push(item);
-    }
-
-    /// Bytes of its lines.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes as u64
     }
 }
 
@@ -291,6 +305,13 @@ mod tests {
         let (all, ended) = batches(&lines, 1);
         assert_eq!(ended, Ok(true));
         assert_eq!(all.concat(), (2..=3_001).collect::<Vec<u64>>());
+        let text =
+            std::iter::once(HEADER).chain(lines.iter().map(String::as_str)).collect::<Vec<_>>().join("\n");
+        let (mut reading, mut read) = (Batches::new(text.as_bytes(), 1, false), 0);
+        while let Some(batch) = reading.next().unwrap() {
+            read += batch.read;
+        }
+        assert_eq!(read, text.len() as u64, "each byte belongs to a batch");
         assert!(all.len() > 10 && all.iter().all(|batch| batch.len() <= LINES_MAX));
         for (i, batch) in all.iter().enumerate() {
             assert_eq!(batches(&lines, batch[0]).0, all[i..]);

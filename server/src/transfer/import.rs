@@ -307,7 +307,7 @@ async fn dispatch(
             if outcome.is_ok() {
                 let records = batch.items.iter().filter(|item| !item.continues).count();
                 counts.records.fetch_add(records as u64, Ordering::Relaxed);
-                counts.bytes.fetch_add(batch.bytes(), Ordering::Relaxed);
+                counts.bytes.fetch_add(batch.read, Ordering::Relaxed);
             }
             (number, outcome)
         });
