@@ -1,5 +1,5 @@
 //! The command line. The exit status is 0 if what was asked was done, 1 if not, 2 if it was not understood. `verify` has more: 1
-//! if nodes have diverged, 2 if they could not be asked, 3 if nothing was proven.
+//! if nodes have diverged, 2 if they could not be asked, 3 if nothing was proven; and `import` 3, if its input broke off.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, LogSection};
 use crate::demo::{self, DemoArguments};
 use crate::node::{RunningNode, StartOptions};
+use crate::transfer::{self, ExportArguments, ImportArguments};
 use crate::verify::{self, VerifyArguments};
 use crate::{ca, logging};
 
@@ -41,6 +42,11 @@ enum Command {
     /// Proves that nodes hold the same, or names the records that differ. Exit status: 0 equal, 1 diverged, 2 a node could
     /// not be asked, 3 not proven, since the nodes never had applied the same.
     Verify(VerifyArguments),
+    /// Writes a namespace to standard output as JSON Lines.
+    Export(ExportArguments),
+    /// Writes an export from standard input to a namespace. Exit status: 0 done, 1 it broke off, 2 not understood, 3 all
+    /// that was read is imported, but the input has no end.
+    Import(ImportArguments),
     /// Makes certificates for the links between nodes.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -100,6 +106,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let outcome = runtime()?.block_on(verify::run(&arguments))?;
             return Ok(ExitCode::from(outcome.exit_status()));
         }
+        Command::Import(arguments) => {
+            let outcome = runtime()?.block_on(transfer::import(&arguments))?;
+            return Ok(ExitCode::from(outcome.exit_status()));
+        }
+        Command::Export(arguments) => runtime()?.block_on(transfer::export(&arguments)),
         Command::Serve { config, insecure } => serve(&config, insecure),
         Command::Demo(arguments) => {
             logging::init(&LogSection { filter: "error".into(), ..LogSection::default() })

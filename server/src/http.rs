@@ -47,7 +47,7 @@ mod respond;
 mod server;
 mod session;
 mod sets;
-mod time;
+pub(crate) mod time;
 mod view;
 mod zsets;
 

@@ -5,7 +5,8 @@
 //! 3. [`http`]: the API, over a [`node::NodeHandle`];
 //! 4. [`cli`]: the command line of the binary `godwit`;
 //! 5. `demo`: three regions in one process, cut, healed, restarted and proved equal;
-//! 6. `verify`: nodes compared over HTTP, from outside.
+//! 6. `verify`: nodes compared over HTTP, from outside;
+//! 7. `transfer`: a namespace exported and imported over HTTP, from outside.
 //!
 //! The crate is a library so that the demo and tests start nodes in their own process; the binary adds nothing.
 //! What is absent: nothing here looks into a row, a delta or a message.
@@ -17,4 +18,5 @@ mod demo;
 pub mod http;
 mod logging;
 pub mod node;
+mod transfer;
 mod verify;

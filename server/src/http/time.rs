@@ -13,7 +13,7 @@ pub(super) fn rfc3339(millis: u64) -> String {
 }
 
 /// A time of the system's clock; one before 1970 counts as 1970.
-pub(super) fn rfc3339_system(time: SystemTime) -> String {
+pub(crate) fn rfc3339_system(time: SystemTime) -> String {
     let millis = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     rfc3339(u64::try_from(millis).unwrap_or(u64::MAX))
 }
