@@ -166,6 +166,8 @@ pub struct LimitsSection {
     pub answers_bytes: usize,
     /// Connections.
     pub connections: usize,
+    /// Change feeds that are open; each takes a connection.
+    pub feeds: usize,
     /// How long an idempotency key is remembered, in milliseconds.
     pub idempotency_window_ms: u64,
 }
@@ -283,6 +285,7 @@ impl Default for LimitsSection {
             answer_bytes: 16 * MIB,
             answers_bytes: 128 * MIB,
             connections: 400,
+            feeds: 200,
             idempotency_window_ms: 86_400_000,
         }
     }
@@ -421,6 +424,7 @@ impl LimitsSection {
             ("limits.body_bytes", self.body_bytes),
             ("limits.requests", self.requests),
             ("limits.connections", self.connections),
+            ("limits.feeds", self.feeds),
         ];
         if let Some((name, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return Err(setting(

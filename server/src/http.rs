@@ -8,6 +8,7 @@
 //! | `records`, `fields`, `sets`, `zsets` | the handlers of records and their parts |
 //! | `session`, `idempotency` | tokens: what a client has seen, and the wait for it; keys under which a write is made once |
 //! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
+//! | `changes` | the change feed |
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
@@ -33,6 +34,7 @@ use tokio::sync::Semaphore;
 use crate::node::NodeHandle;
 
 mod batches;
+mod changes;
 mod cluster;
 pub(crate) mod digests;
 mod fields;
@@ -74,6 +76,8 @@ struct Api {
     sizes: Arc<Semaphore>,
     /// Requests that wait for what their tokens name.
     waits: Arc<Semaphore>,
+    /// Change feeds that are open.
+    feeds: Arc<Semaphore>,
 }
 
 /// The API of a node.
@@ -86,6 +90,7 @@ fn router(node: NodeHandle) -> Router {
         digests: Arc::default(),
         sizes: Arc::new(Semaphore::new(sets::SIZES_AT_ONCE_MAX)),
         waits: Arc::new(Semaphore::new(session::waits_max(limits.requests))),
+        feeds: Arc::new(Semaphore::new(limits.feeds)),
         node,
     };
     let data = Router::new()
@@ -95,6 +100,7 @@ fn router(node: NodeHandle) -> Router {
         .route("/v1/{ns}/{key}/{field}/{member}", get(sets::member))
         .route_layer(middleware::from_fn_with_state(api.clone(), session::attend))
         .route("/v1/_visible", get(session::visible))
+        .route("/v1/_changes/{ns}", get(changes::follow))
         .route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
     Router::new()
         .merge(data)

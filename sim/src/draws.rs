@@ -36,6 +36,8 @@ pub enum Of {
     Damage = 13,
     /// The pages of sets: node, time.
     Members = 20,
+    /// The steps of a consumer: node, time.
+    Consumer = 21,
 }
 
 /// The source of all draws of a world.

@@ -21,6 +21,7 @@ mod checks;
 pub mod clients;
 pub mod cluster;
 pub mod config;
+mod consumer;
 mod damage;
 mod disks;
 pub mod draw;

@@ -210,8 +210,14 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
     }
     agree(world, began + config.convergence_us_max(), None, |_| {})?;
     let took = world.now_us - began;
+    // What a consumer was told of and no disk holds any more is not taken back from it.
+    let keeps_all =
+        config.copied.is_none() && !world.may_wait_for_ever && !config.unsynced.iter().any(|un| *un);
     for node in 0..world.node_count() {
         world.check(node)?;
+        if keeps_all {
+            world.check_consumer(node)?;
+        }
     }
     let linked = |node: usize, peer: &str| !config.star || node == 0 || peer == "n0";
     // Nodes make commits that nobody asked for: when windows of idempotency keys end, when sums that a repair brought
@@ -231,6 +237,9 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
         agree(world, world.now_us + config.convergence_us_max(), None, |_| {})?;
         for node in 0..world.node_count() {
             world.check(node)?;
+            if keeps_all {
+                world.check_consumer(node)?;
+            }
         }
     }
     // A node of an older wire version compares nothing.
@@ -241,6 +250,9 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
         agree(world, world.now_us + CRAMPED_CONVERGENCE_US_MAX, None, |_| {})?;
         for node in 0..world.node_count() {
             world.check(node)?;
+            if keeps_all {
+                world.check_consumer(node)?;
+            }
         }
     }
     match unsettled {

@@ -23,6 +23,7 @@ use godwit_proto::incarnation::CONFIRM_WAIT_US;
 
 use crate::clients::Client;
 use crate::config::RunConfig;
+use crate::consumer::Consumer;
 use crate::draws::Draws;
 pub use crate::event::Event;
 use crate::faults::Faults;
@@ -62,6 +63,7 @@ pub struct World {
     pub(crate) may_wait_for_ever: bool,
     /// Rows that disks have lost.
     pub(crate) rows_lost: u64,
+    pub(crate) consumer: Consumer,
     queue: BTreeMap<(u64, u64), Event>,
     /// The moment of the last step of a machine, and the steps in it before.
     moment: (u64, u32),
@@ -97,6 +99,7 @@ impl World {
             slowest_ms: config.clock_offsets_ms.iter().copied().min().unwrap_or(0),
             may_wait_for_ever: false,
             rows_lost: 0,
+            consumer: Consumer::default(),
             queue: BTreeMap::new(),
             moment: (0, 0),
             sequence: 0,

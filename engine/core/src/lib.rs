@@ -10,7 +10,7 @@
 //! 3. [`types`]: one module a CRDT type, each with its semantics and its invariant in the header;
 //! 4. [`commit`]: operations to delta; [`partition`]: deltas to rows, log and context; [`interval`]: runs of deltas;
 //!    [`fields`], [`derived`] and [`requests`]: what a node remembers besides;
-//! 5. [`read`]: rows to values;
+//! 5. [`read`]: rows to values; [`feed`]: which of them changed;
 //! 6. [`store`] and [`machine`]: the two boundaries to the world.
 
 pub mod codec;
@@ -19,6 +19,7 @@ pub mod context;
 pub mod delta;
 pub mod derived;
 pub mod digest;
+pub mod feed;
 pub mod fields;
 pub mod ids;
 pub mod interval;

@@ -44,7 +44,7 @@ use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
 pub use expiries::Sweep;
-pub use log::{LogEntry, LogFloor, read_log};
+pub use log::{LogEntry, LogFloor, log_from, read_log};
 pub use repair::Checked;
 pub use scrub::Reinstated;
 pub use sweep::{Fold, Own, Step};
@@ -608,6 +608,10 @@ pub enum CommitError {
 /// The context that a partition has durably reached, as a reader of the store sees it.
 pub fn stored_context(store: &impl StoreRead, id: PartitionId) -> Result<VersionVector, StoreError> {
     Ok(read_meta(store, id)?.map(|meta| meta.context).unwrap_or_default())
+}
+
+fn stored_log_last(store: &impl StoreRead, id: PartitionId) -> Result<u64, StoreError> {
+    Ok(read_meta(store, id)?.map_or(0, |meta| meta.log_last))
 }
 
 fn read_meta(store: &impl StoreRead, id: PartitionId) -> Result<Option<PartitionMeta>, StoreError> {

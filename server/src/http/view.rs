@@ -248,7 +248,7 @@ impl Viewer {
         })
     }
 
-    fn value(&self, value: Value) -> Result<ValueBody, Problem> {
+    pub(super) fn value(&self, value: Value) -> Result<ValueBody, Problem> {
         Ok(match value {
             Value::Register { value, .. } => ValueBody::Json(raw(value)?),
             Value::Counter(sum) if self.shape.number_strings => ValueBody::Text(sum.to_string()),
@@ -264,7 +264,7 @@ impl Viewer {
     }
 }
 
-fn is_truncated(view: &FieldView) -> bool {
+pub(super) fn is_truncated(view: &FieldView) -> bool {
     matches!(view.value, Value::Set { truncated: true, .. } | Value::Zset { truncated: true, .. })
 }
 

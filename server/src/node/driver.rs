@@ -218,6 +218,8 @@ impl committer::Sink<Output> for Sink {
     }
 
     fn take(&mut self, output: Output) {
+        // Whatever is released follows a write, and who listens looks for himself.
+        self.replies.wrote();
         match output {
             Output::Reply { request, reply } => self.replies.answer(request, reply),
             Output::Send { peer, link, wire, message } => {

@@ -288,7 +288,13 @@ impl NodeHandle {
         matches!(self.ask(|request| Input::Stop { request }, None).await, Ok(Reply::Stopping))
     }
 
+    /// Completes when something is written after this call, or the node is stopped.
+    pub fn written(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.replies.written()
+    }
+
     pub(super) fn stop(&self) {
         self.0.stopping.store(true, Ordering::Relaxed);
+        self.0.replies.wrote();
     }
 }

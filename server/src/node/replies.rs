@@ -1,14 +1,18 @@
 //! Requests that wait for an answer of the machine.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use godwit_proto::{Reply, RequestId};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// Waiting requests by id. Closed, it tells all who wait, and those who come, that no answer will come.
 #[derive(Debug, Default)]
-pub(super) struct Replies(Mutex<State>);
+pub(super) struct Replies {
+    state: Mutex<State>,
+    /// Rung when something may have been written.
+    written: Arc<Notify>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -26,6 +30,16 @@ pub(super) struct Waiting<'a> {
 }
 
 impl Replies {
+    /// Tells those who wait that something was written.
+    pub(super) fn wrote(&self) {
+        self.written.notify_waiters();
+    }
+
+    /// Completes when something is written after this call.
+    pub(super) fn written(&self) -> impl Future<Output = ()> + Send + use<> {
+        Arc::clone(&self.written).notified_owned()
+    }
+
     /// A new request id; `None` if closed.
     pub(super) fn register(&self) -> Option<Waiting<'_>> {
         let (sender, receiver) = oneshot::channel();
@@ -62,7 +76,7 @@ impl Replies {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics between two changes that belong together.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

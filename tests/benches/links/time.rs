@@ -10,7 +10,7 @@ use godwit_server::node::NodeHandle;
 use tokio::sync::Mutex;
 
 use super::load::{self, FIELD, VALUE_BYTES, WRITERS};
-use super::pair::{PARTITIONS, Pair, Settings, pause, status};
+use super::pair::{Pair, Settings, pause, status};
 use super::{Wanted, result, told};
 
 /// Names how long the peer is dead, in seconds.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
-use godwit_core::read::{self, PageLimits};
+use godwit_core::read::{self, PageLimits, ReadAt};
 use godwit_core::rng::Rng;
 use godwit_engine::store::RocksStore;
 
@@ -20,7 +20,7 @@ pub const PAGES: usize = 20;
 const RECORDS: u64 = 10_000;
 
 /// One partition, so that all sides have the same context and log.
-const PARTITIONS: u16 = 1;
+const AT: ReadAt = ReadAt { partitions: 1, now_ms: 0 };
 
 pub fn record(key: String) -> RecordId {
     let namespace = Namespace::new("bench").expect("a name");
@@ -66,7 +66,7 @@ impl Adder {
 /// A page of a set's members after one of them. Returns how many there were.
 fn page(store: &RocksStore, set: &RecordId, after: &Member) -> usize {
     let limits = PageLimits { items_max: PAGE, bytes_max: usize::MAX, rows_max: usize::MAX };
-    let page = read::members(&store.snapshot(), PARTITIONS, set, &field(), Some(after.as_str()), limits);
+    let page = read::members(&store.snapshot(), AT, set, &field(), Some(after.as_str()), limits);
     page.expect("a disk that works").items.len()
 }
 

@@ -312,6 +312,28 @@ impl Partition {
     }
 }
 
+/// An index of a stored log from which on whoever has a position, a version vector, finds all that it lacks; `None` if the log
+/// does not reach back to that.
+pub fn log_from(
+    store: &impl StoreRead,
+    id: PartitionId,
+    position: &VersionVector,
+) -> Result<Option<u64>, StoreError> {
+    let floor = match store.get(Family::Meta, &keys::log_floor(id))? {
+        Some(bytes) => {
+            codec::decode(FLOOR_VERSION, &bytes).map_err(StoreError::damaged("meta: log floor"))?
+        }
+        None => LogFloor::default(),
+    };
+    if !position.covers_all(&floor.floor) {
+        return Ok(None);
+    }
+    let last = super::stored_log_last(store, id)?;
+    let covered =
+        last_checkpoint(store, id, floor.whole_from - 1, last, |it| position.covers_all(&it.context))?;
+    Ok(Some(covered + 1))
+}
+
 /// A log entry found by [`read_log`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {

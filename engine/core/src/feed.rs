@@ -1,0 +1,161 @@
+//! The change feed: which records changed since a position, by the log.
+//!
+//! A position is a version vector of each partition: it names what a consumer has, not a place in one node's log, so any node
+//! goes on from it. Invariants:
+//!
+//! - *Nothing is passed over.* A step moves a position over entries of the log in their order, and over nothing else;
+//!   every record that a commit beyond the old position touched is told with the step whose position first covers the commit.
+//!   Whoever reads a record in the same state of the store as the step reads a value at least as new.
+//! - *A commit that comes by repair is in no log.* The floor of the log covers it then ([`LogFloor`](crate::partition::LogFloor)),
+//!   so a position that lacks it is *reset*: its consumer reads all there is, and goes on from what the node has.
+//! - *What is told is what the node has.* A consumer that comes from a node which was ahead and is told of a record here may
+//!   see it go back. So with the first step here its position loses what this node lacks, in that partition: that is told
+//!   again when it comes. Waiting for it instead could take as long as a cut.
+//!
+//! An interval of which a consumer has a part is told whole: an event may come again, and says what is so now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use crate::context::{Dot, VersionVector};
+use crate::delta::{Delta, RecordDelta};
+use crate::ids::{Field, Namespace, PartitionId, RecordId};
+use crate::partition::{self, LogEntry};
+use crate::row::FieldType;
+use crate::store::{StoreError, StoreRead};
+
+/// What a consumer follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// What keys begin with.
+    pub prefix: String,
+}
+
+/// How much one step looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Log entries that the position does not cover, at least 1.
+    pub entries_max: usize,
+    /// Bytes of those entries after which it ends.
+    pub bytes_max: usize,
+    /// Records told after which it ends. One entry is never divided.
+    pub records_max: usize,
+}
+
+/// A record that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The record.
+    pub record: RecordId,
+    /// The fields; `None` if it was cleared as a whole or got another time of expiry, so that any of its fields may be gone.
+    pub fields: Option<BTreeSet<Field>>,
+}
+
+/// What reading on came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// The log does not reach back to the position: read everything, then go on from here.
+    Reset(VersionVector),
+    /// A step.
+    Step {
+        /// The records that changed, each once.
+        changes: Vec<Change>,
+        /// The position after it.
+        position: VersionVector,
+        /// Whether there is more.
+        more: bool,
+    },
+}
+
+/// Reads on in a partition.
+pub fn read_on(
+    store: &impl StoreRead,
+    partition: PartitionId,
+    position: &VersionVector,
+    followed: &Followed,
+    limits: StepLimits,
+) -> Result<Read, StoreError> {
+    let context = partition::stored_context(store, partition)?;
+    let mut step = Step { position: position.clone(), changes: BTreeMap::new() };
+    if position.covers_all(&context) {
+        return Ok(step.ended(false));
+    }
+    let both = position.iter().map(|dot| Dot { counter: dot.counter.min(context.get(dot.replica)), ..dot });
+    step.position = both.filter(|dot| dot.counter > 0).collect();
+    let Some(from) = partition::log_from(store, partition, &step.position)? else {
+        return Ok(Read::Reset(context));
+    };
+    let (mut entries, mut bytes, mut more) = (0, 0, false);
+    let mut outcome = Ok(());
+    partition::read_log(store, partition, from, |entry| {
+        if entry.dots.covered_by(&step.position) {
+            return ControlFlow::Continue(());
+        }
+        more = entries >= limits.entries_max
+            || bytes >= limits.bytes_max
+            || step.changes.len() >= limits.records_max;
+        if more {
+            return ControlFlow::Break(());
+        }
+        entries += 1;
+        bytes += entry.encoded.as_bytes().len();
+        outcome = step.take(&entry, followed);
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    outcome?;
+    Ok(step.ended(more))
+}
+
+struct Step {
+    position: VersionVector,
+    changes: BTreeMap<RecordId, Option<BTreeSet<Field>>>,
+}
+
+impl Step {
+    fn take(&mut self, entry: &LogEntry, followed: &Followed) -> Result<(), StoreError> {
+        let delta = Delta::decode(&entry.encoded).map_err(StoreError::damaged("log"))?;
+        if !delta.dots.continues(&self.position) {
+            let what = format!("the log tells {:?} after {:?}", delta.dots, self.position);
+            return Err(StoreError::Inconsistent(what));
+        }
+        let is_followed = |record: &RecordId| {
+            record.namespace == followed.namespace && record.key.as_str().starts_with(&followed.prefix)
+        };
+        for record in delta.records.iter().filter(|record| is_followed(&record.record)) {
+            self.change(record);
+        }
+        for dot in delta.dots.last_dots().filter(|dot| !self.position.covers(*dot)).collect::<Vec<_>>() {
+            self.position.advance(dot);
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, delta: &RecordDelta) {
+        let changed = self.changes.entry(delta.record.clone()).or_insert_with(|| Some(BTreeSet::new()));
+        for clear in &delta.clears {
+            match (&clear.fields, &mut *changed) {
+                (None, changed) => *changed = None,
+                (Some(fields), Some(changed)) => changed.extend(fields.iter().cloned()),
+                (Some(_), None) => {}
+            }
+        }
+        // Another time of expiry may show or hide any field.
+        if delta.fields.iter().any(|field| field.ty == FieldType::EXPIRY) {
+            *changed = None;
+        }
+        // Of later versions: not shown.
+        let shown = delta.fields.iter().filter(|field| field.ty.name().is_some());
+        if let Some(changed) = changed {
+            changed.extend(shown.map(|field| field.field.clone()));
+        }
+    }
+
+    fn ended(self, more: bool) -> Read {
+        let told = |fields: &Option<BTreeSet<Field>>| fields.as_ref().is_none_or(|fields| !fields.is_empty());
+        let changes = self.changes.into_iter().filter(|(_, fields)| told(fields));
+        let changes = changes.map(|(record, fields)| Change { record, fields }).collect();
+        Read::Step { changes, position: self.position, more }
+    }
+}
