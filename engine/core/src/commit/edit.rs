@@ -1,10 +1,14 @@
 //! One record under the operations of one commit.
 
+mod sample;
+mod zsets;
+
+use sample::{SAMPLE_ROWS, Sample};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::{At, Found};
-use crate::codec::CodecError;
 use crate::context::{Dot, VersionVector};
 use crate::delta::{Clear, FieldDelta, Kill, RecordDelta, RowWrite};
 use crate::fields::FieldState;
@@ -16,7 +20,6 @@ use crate::store::{Family, StoreError, StoreRead};
 use crate::time::Hlc;
 use crate::types::exact::Exact;
 use crate::types::expiry::{self, Expiry};
-use crate::types::score::Score;
 use crate::types::zset::Of;
 use crate::types::{Unit, counter, keyed, presence, register, unique, zset};
 
@@ -27,46 +30,9 @@ const LIVES_ROWS_MAX: usize = 65_536;
 /// The most members with increments of a zset that one commit clears: each costs a row.
 const CLEAR_INCREMENTED_MAX: usize = 100_000;
 
-/// The first rows of a record, read at once: all that there is of most records, so that a commit to one of those asks the
-/// store a single time.
-const SAMPLE_ROWS: usize = 16;
-
 /// The most replicas whose rows of one slot are looked up one by one: filters then tell of an absent row without
 /// reading a block. With more, the slot's range is read.
 const POINT_READS_MAX: usize = 8;
-
-/// Rows as they are stored, in the order of their keys. They lie in one buffer, and one is taken apart only when something
-/// of it is asked for: most commits ask for one row of many.
-struct Sample {
-    bytes: Vec<u8>,
-    /// Of each row, the end of its key and of its value.
-    ends: Vec<(usize, usize)>,
-}
-
-impl Sample {
-    /// What most records fit in.
-    const BYTES: usize = 1024;
-
-    fn new() -> Self {
-        Self { bytes: Vec::with_capacity(Self::BYTES), ends: Vec::with_capacity(SAMPLE_ROWS) }
-    }
-
-    fn push(&mut self, key: &[u8], value: &[u8]) {
-        self.bytes.extend_from_slice(key);
-        let key_end = self.bytes.len();
-        self.bytes.extend_from_slice(value);
-        self.ends.push((key_end, self.bytes.len()));
-    }
-
-    /// Keys and values.
-    fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.ends.iter().scan(0, |from, &(key_end, end)| {
-            let (key, value) = (&self.bytes[*from..key_end], &self.bytes[key_end..end]);
-            *from = end;
-            Some((key, value))
-        })
-    }
-}
 
 /// The record as the commit leaves it so far.
 pub(super) struct RecordEdit<'s, S> {
@@ -300,13 +266,6 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         Ok(())
     }
 
-    /// The same of a zset's member, by the first bytes of its slots.
-    pub(super) fn fold_member(&mut self, field: &Field, base: &[u8]) -> Result<(), StoreError> {
-        let own = self.own.replica;
-        let unit = self.unit(field, FieldType::ZSUM, base)?;
-        Of::base(base).sums().fold(unit, own).map_err(StoreError::damaged("rows: zset"))
-    }
-
     /// Increments a counter under an idempotency key, unless that has been done.
     fn incr_keyed(&mut self, field: &Field, key: &[u8; keyed::KEY_BYTES], by: i64) -> Result<(), StoreError> {
         let edit = self.stored_type(field, FieldType::KEYED)?;
@@ -323,53 +282,6 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let Some(slot) = slot else { return Ok(()) };
         let unit = self.unit(field, FieldType::KEYED, &slot)?;
         keyed::incr(unit, &slot, by).map_err(StoreError::damaged("rows: counter"))
-    }
-
-    /// The same for a zset's member.
-    fn zincr_keyed(
-        &mut self,
-        field: &Field,
-        member: &Member,
-        key: &[u8; keyed::KEY_BYTES],
-        by: Score,
-    ) -> Result<(), StoreError> {
-        let base = zset::base(member);
-        let prefix = Of::base(&base).keyed_prefix(key);
-        let written = self.unit(field, FieldType::ZSET, &base)?.written();
-        let begun = written.iter().map(|(slot, _)| slot).find(|slot| slot.starts_with(&prefix)).cloned();
-        let slot = match begun {
-            Some(slot) => Some(slot),
-            None => {
-                let rows = self.stored_rows(field, FieldType::ZSET, &prefix)?;
-                let generation = keyed::next_generation(&rows, self.oldest_ms);
-                generation.map(|generation| [&prefix[..], &generation.to_be_bytes()].concat())
-            }
-        };
-        let Some(slot) = slot else { return Ok(()) };
-        self.member(field, member, |of, unit, _| of.incr_keyed(unit, &slot, by))
-    }
-
-    /// Edits a zset's member: its rows of the one type and of the other.
-    fn member(
-        &mut self,
-        field: &Field,
-        member: &Member,
-        edit: impl FnOnce(Of<'_>, &mut Unit, &mut Unit) -> Result<(), CodecError>,
-    ) -> Result<(), StoreError> {
-        let (base, own) = (zset::base(member), self.own.replica);
-        let of = Of::base(&base);
-        let mut sums = std::mem::take(self.unit(field, FieldType::ZSUM, &base)?);
-        let unit = self.unit(field, FieldType::ZSET, &base)?;
-        let edited = edit(of, unit, &mut sums).and_then(|()| of.sums().lives(&sums, own));
-        let lives = edited.map_err(StoreError::damaged("rows: zset"))?;
-        let edit = self.stored_type(field, FieldType::ZSUM)?;
-        edit.units.insert(base.clone(), sums);
-        if lives {
-            edit.living.insert(base);
-        } else {
-            edit.living.remove(&base);
-        }
-        Ok(())
     }
 
     /// Takes away what is hidden: of the sums given by field, type and what their slots begin with, those last written before
@@ -535,44 +447,6 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         Ok(Ok(()))
     }
 
-    /// Clears the sums of all members of a zset, each by rows of its own.
-    fn clear_members(&mut self, field: &Field) -> Result<Result<(), Reason>, StoreError> {
-        let damaged = || StoreError::damaged("rows: zset");
-        let (own, seen) = (self.own.replica, self.terms.seen.as_ref());
-        let mut stored: BTreeMap<Vec<u8>, Vec<Row>> = BTreeMap::new();
-        let edit = self.stored_type(field, FieldType::ZSUM)?;
-        let mut units = std::mem::take(&mut edit.units);
-        edit.living.clear();
-        edit.alive = Alive::None;
-        let range = keys::type_prefix(&self.prefix, field, FieldType::ZSUM);
-        self.each_row(&range, &keys::after_prefix(&range), |_, row| {
-            let base = unit_of(FieldType::ZSUM, &row.slot);
-            if !units.contains_key(base) {
-                stored.entry(base.to_vec()).or_default().push(row);
-            }
-            match stored.len() > CLEAR_INCREMENTED_MAX {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })?;
-        if stored.len() > CLEAR_INCREMENTED_MAX {
-            let max = CLEAR_INCREMENTED_MAX;
-            return Ok(Err(Reason::TooManyIncremented { field: field.clone(), max }));
-        }
-        units.extend(stored.into_iter().map(|(base, rows)| (base, Unit::new(rows))));
-        for (base, unit) in &mut units {
-            let sums = Of::base(base).sums();
-            if let Some(seen) = seen
-                && sums.is_beyond(unit, seen).map_err(damaged())?
-            {
-                return Ok(Err(Reason::StaleSeen { field: field.clone() }));
-            }
-            sums.clear(unit, own).map_err(damaged())?;
-        }
-        self.stored_type(field, FieldType::ZSUM)?.units = units;
-        Ok(Ok(()))
-    }
-
     /// The unit of a slot, read at its first use, to be changed.
     fn unit(&mut self, field: &Field, ty: FieldType, slot: &[u8]) -> Result<&mut Unit, StoreError> {
         let edit = self.stored_type(field, ty)?;
@@ -663,53 +537,6 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             return Ok(sums || self.rows_live(field, FieldType::KEYED)?);
         }
         Ok(self.rows_live(field, ty)? || ty == FieldType::ZSET && self.members_live(field)?)
-    }
-
-    /// Whether some member of a zset has increments that nothing covers.
-    fn members_live(&mut self, field: &Field) -> Result<bool, StoreError> {
-        self.stored_type(field, FieldType::ZSUM)?;
-        let range = keys::type_prefix(&self.prefix, field, FieldType::ZSUM);
-        let Some(edit) = self.fields.get(field).and_then(|edit| edit.types.get(&FieldType::ZSUM)) else {
-            return Ok(false);
-        };
-        let from = match &edit.alive {
-            _ if !edit.living.is_empty() => return Ok(true),
-            Alive::None => return Ok(false),
-            _ if !edit.stored => return Ok(false),
-            Alive::From(key) => key,
-            Alive::Unknown => &range,
-        };
-        let own = self.own.replica;
-        let mut group: (Vec<u8>, Vec<Row>, Vec<u8>) = Default::default();
-        let group_lives = |(base, rows, _): &(Vec<u8>, Vec<Row>, Vec<u8>)| {
-            let is_known = rows.is_empty() || edit.units.contains_key(base);
-            !is_known
-                && Of::base(base)
-                    .sums()
-                    .lives(&Unit::expired(rows.iter().cloned(), self.hidden_before), own)
-                    .unwrap_or(true)
-        };
-        let (mut looked_at, mut is_cut) = (0, false);
-        self.each_row(from, &keys::after_prefix(&range), |key, row| {
-            looked_at += 1;
-            is_cut = looked_at == LIVES_ROWS_MAX;
-            if is_cut {
-                return ControlFlow::Break(());
-            }
-            let base = unit_of(FieldType::ZSUM, &row.slot);
-            if group.0 != base {
-                if group_lives(&group) {
-                    return ControlFlow::Break(());
-                }
-                group = (base.to_vec(), Vec::new(), key.to_vec());
-            }
-            group.1.push(row);
-            ControlFlow::Continue(())
-        })?;
-        let lives = !is_cut && group_lives(&group);
-        let alive = if lives { Alive::From(group.2) } else { Alive::None };
-        self.stored_type(field, FieldType::ZSUM)?.alive = alive;
-        Ok(lives)
     }
 
     fn rows_live(&mut self, field: &Field, ty: FieldType) -> Result<bool, StoreError> {

@@ -5,9 +5,9 @@
 //! - *What may have to be swept is on the list of the due*, by time: a record that has an expiry, from the batch that
 //!   brings it on; one in which something hidden arrives later, from that batch on. It is struck off in the batch of the
 //!   sweep, or when nothing is hidden there.
-//! - *A sweep takes nothing that is not hidden.* It is a clear of what this node saw when it began to look, less what it found to
-//!   be written since the record expired: stamps of one replica rise with its counters, so whatever of it comes before its first
-//!   visible row is hidden. Sums are taken by resets of those that are hidden.
+//! - *A sweep takes nothing that is not hidden.* It is a clear of each replica's commits up to the last of which a hidden row is
+//!   found: stamps of one replica rise with its counters, so whatever comes before that is hidden too. It does not name what is not
+//!   found, so a row that this node has lost stays where it is. Sums are taken by resets of those that are hidden.
 //!
 //! Every node that notices may sweep. So that not all do, each waits another while, by record: the first one's sweep reaches
 //! the others before their time comes.
@@ -17,9 +17,9 @@ use std::ops::ControlFlow;
 use super::Partition;
 use super::sweep::{Own, Step};
 use crate::commit::{self, Evaluated};
-use crate::context::{Dot, VersionVector};
+use crate::context::VersionVector;
 use crate::delta::RecordDelta;
-use crate::ids::{Field, PartitionId, RecordId, ReplicaId};
+use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
 use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
@@ -38,7 +38,7 @@ pub(super) struct Look {
     record: RecordId,
     prefix: Vec<u8>,
     hidden_before: u64,
-    /// What the sweep will have seen.
+    /// What the sweep takes.
     seen: VersionVector,
     cursor: Vec<u8>,
     /// Whether something is hidden, and whether something is not.
@@ -169,8 +169,7 @@ impl Partition {
                     txn.delete(Family::Meta, due);
                     return Ok(Some(Step::Worked));
                 }
-                let seen = self.meta.context.clone();
-                let (cursor, sums) = (prefix.clone(), Vec::new());
+                let (seen, cursor, sums) = (VersionVector::new(), prefix.clone(), Vec::new());
                 Look { due, record, prefix, hidden_before, seen, cursor, hidden: false, visible: false, sums }
             }
         };
@@ -241,12 +240,12 @@ impl Look {
         }
         if !expiry::hides(self.hidden_before, &row) {
             self.visible = true;
-            if !row.ty.holds_sums() && self.seen.covers(row.dot) {
-                lower(&mut self.seen, row.dot.replica, row.dot.counter.saturating_sub(1));
-            }
             return;
         }
         self.hidden = true;
+        if !row.ty.holds_sums() && !self.seen.covers(row.dot) {
+            self.seen.advance(row.dot);
+        }
         if row.ty.holds_sums() {
             let base = match row.ty {
                 FieldType::COUNTER => Vec::new(),
@@ -258,13 +257,6 @@ impl Look {
                 self.sums.push(sum);
             }
         }
-    }
-}
-
-fn lower(seen: &mut VersionVector, replica: ReplicaId, counter: u64) {
-    seen.remove(replica);
-    if counter > 0 {
-        seen.advance(Dot { replica, counter });
     }
 }
 

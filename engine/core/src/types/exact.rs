@@ -153,7 +153,7 @@ impl Exact {
 }
 
 /// Carries, so that all lanes but the last are digits.
-fn normalise(lanes: &mut Vec<i64>) {
+fn normalise(lanes: &mut [i64]) {
     let mut carry = 0;
     let last = lanes.len().saturating_sub(1);
     for lane in &mut lanes[..last] {
