@@ -172,11 +172,7 @@ impl Stepped<'_> {
 type OwnCommit = (RecordId, Vec<SpecOp>);
 
 /// What a commit of a node's own does: it is a sweep if it clears, otherwise it folds the sums that it writes.
-fn own_commit(
-    batch: &Batch,
-    partition: PartitionId,
-    dot: Dot,
-) -> Option<(Hlc, Option<OwnCommit>)> {
+fn own_commit(batch: &Batch, partition: PartitionId, dot: Dot) -> Option<(Hlc, Option<OwnCommit>)> {
     let home = keys::partition_prefix(partition);
     let log = batch.iter().filter(|(family, key, _)| *family == Family::Log && key.starts_with(&home));
     let mut deltas = log.filter_map(|(_, _, value)| {

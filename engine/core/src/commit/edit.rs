@@ -197,7 +197,7 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 Some(id) => self.zincr_keyed(field, member, &id.key, *by)?,
                 None => {
                     let by = Exact::of(by.value());
-                    self.member(field, member, |of, _, sums| of.sums().incr(sums, &by, own))?;
+                    self.incr_member(field, member, &by, own)?;
                 }
             },
             Op::ZRemove { field, members } => {

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | 0 · score (8, [`Score::ordered`]) · member | nothing |
 //! | level 1 to [`LEVELS`] · the entry with which the node ends | its count |
-//! | 255 · member | its score |
+//! | 255 · member | its score (8), and what that was rounded from |
 //!
 //! Invariants: entries and scores are the same members; the counts of each level add up to the entries; a node of
 //! a level counts what the nodes below it do.
@@ -19,10 +19,12 @@
 
 use std::ops::ControlFlow;
 
-use crate::codec::CodecError;
+use crate::codec::{self, CodecError};
 use crate::keys;
 use crate::store::{Family, StoreError, StoreRead, Txn};
+use crate::types::exact::Exact;
 use crate::types::score::Score;
+use crate::types::zset::rounded;
 
 /// Levels above the entries.
 pub const LEVELS: u8 = 3;
@@ -31,6 +33,7 @@ pub const FANOUT: u32 = 1 << FANOUT_BITS;
 const FANOUT_BITS: u32 = 5;
 const ENTRIES: u8 = 0;
 const SCORES: u8 = 255;
+const TOTAL_VERSION: u8 = 1;
 /// After every entry: no finite score has such bytes.
 const END: [u8; 8] = [0xff; 8];
 
@@ -64,8 +67,18 @@ impl Order {
         let Some(bytes) = store.get(Family::Derived, &self.key(SCORES, member.as_bytes()))? else {
             return Ok(None);
         };
-        let score = <[u8; 8]>::try_from(bytes.as_slice()).ok().and_then(Score::of_ordered);
+        let score = bytes.first_chunk().and_then(|ordered| Score::of_ordered(*ordered));
         score.map(Some).ok_or_else(|| damaged("a score that is none"))
+    }
+
+    /// What a member's score was rounded from, if it is in.
+    pub fn total(&self, store: &impl StoreRead, member: &str) -> Result<Option<Exact>, StoreError> {
+        let bytes = store.get(Family::Derived, &self.key(SCORES, member.as_bytes()))?;
+        let exact = bytes.as_deref().and_then(|bytes| bytes.get(8..));
+        exact
+            .map(|exact| codec::decode(TOTAL_VERSION, exact))
+            .transpose()
+            .map_err(StoreError::damaged("derived: order"))
     }
 
     /// How many entries come before a member with this score (which need not be in).
@@ -122,26 +135,49 @@ impl Order {
         &self,
         txn: &mut Txn<'_, S>,
         member: &str,
-        score: Option<Score>,
+        total: Option<Exact>,
     ) -> Result<(), StoreError> {
         let before = self.score(txn, member)?;
+        let score = total.as_ref().and_then(rounded);
+        let key = self.key(SCORES, member.as_bytes());
+        match score.zip(total) {
+            Some((score, total)) => {
+                let value = [&score.ordered()[..], &codec::encode(TOTAL_VERSION, &total)].concat();
+                txn.put(Family::Derived, key, value);
+            }
+            None if before.is_none() => return Ok(()),
+            None => txn.delete(Family::Derived, key),
+        }
         if before == score {
             return Ok(());
         }
-        let key = self.key(SCORES, member.as_bytes());
-        if let Some(before) = before {
-            self.remove(txn, &entry(before, member))?;
-        }
-        match score {
-            Some(score) => {
-                txn.put(Family::Derived, key, score.ordered().to_vec());
-                self.insert(txn, &entry(score, member))
-            }
-            None => {
-                txn.delete(Family::Derived, key);
-                Ok(())
+        let (from, to) =
+            (before.map(|before| entry(before, member)), score.map(|score| entry(score, member)));
+        match (from, to) {
+            (Some(from), Some(to)) if levels(&from) == 0 && levels(&to) == 0 => self.shift(txn, &from, &to),
+            (from, to) => {
+                from.map_or(Ok(()), |from| self.remove(txn, &from))?;
+                to.map_or(Ok(()), |to| self.insert(txn, &to))
             }
         }
+    }
+
+    /// Moves an entry that ends no node, to where it ends none either. Mostly that is not far, and once both places are in one node
+    /// they are so on all levels above.
+    fn shift<S: StoreRead>(&self, txn: &mut Txn<'_, S>, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
+        txn.delete(Family::Derived, self.key(ENTRIES, from));
+        txn.put(Family::Derived, self.key(ENTRIES, to), Vec::new());
+        for level in 1..=LEVELS {
+            let old = self.node_of(txn, level, from)?;
+            let new = self.node_of(txn, level, to)?;
+            let (Some(old), Some(new)) = (old, new) else { return Err(damaged("an entry below no node")) };
+            if old.0 == new.0 {
+                break;
+            }
+            self.put_node(txn, level, &old.0, old.1.saturating_sub(1));
+            self.put_node(txn, level, &new.0, new.1 + 1);
+        }
+        Ok(())
     }
 
     fn insert<S: StoreRead>(&self, txn: &mut Txn<'_, S>, entry: &[u8]) -> Result<(), StoreError> {
@@ -323,7 +359,8 @@ mod tests {
 
     fn apply(store: &mut MemStore, order: &Order, member: &str, score: Option<Score>) {
         let mut batch = Batch::default();
-        order.set(&mut Txn::new(store, &mut batch), member, score).unwrap();
+        let total = score.map(|score| Exact::of(score.value()));
+        order.set(&mut Txn::new(store, &mut batch), member, total).unwrap();
         store.commit(batch);
     }
 

@@ -21,8 +21,9 @@ use crate::ids::{Field, PartitionId, RecordId, ReplicaId};
 use crate::keys;
 use crate::row::{FieldType, Row, RowValue, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
+use crate::types::exact::Exact;
 use crate::types::expiry::Expiry;
-use crate::types::{keyed, sums, zset};
+use crate::types::{counter, keyed, sums, zset};
 
 const KEY_MARK: &[u8] = &[1];
 
@@ -144,8 +145,9 @@ struct Change<'a, 't, S> {
     is_marked: Option<bool>,
     wrote: bool,
     removed: bool,
-    /// Of fields of which something is derived: the members or registers that changed.
-    derives: BTreeMap<(Field, FieldType), BTreeSet<Vec<u8>>>,
+    /// Of fields of which something is derived: the members or registers that changed, and what was added to a member if that
+    /// is all.
+    derives: BTreeMap<(Field, FieldType), BTreeMap<Vec<u8>, Option<Exact>>>,
     left: Left,
 }
 
@@ -242,7 +244,8 @@ impl<S: StoreRead> Change<'_, '_, S> {
         self.removed |= !taken.is_empty();
         taken.into_iter().for_each(|key| self.txn.delete(Family::Rows, key));
         if derived::is_kept(ty) && !bases.is_empty() {
-            self.derives.entry((field.clone(), ty.whole())).or_default().append(&mut bases);
+            let derives = self.derives.entry((field.clone(), ty.whole())).or_default();
+            derives.extend(bases.into_iter().map(|base| (base, None)));
         }
         if let Some(mut state) = state {
             let mut tally = Tally::default();
@@ -258,8 +261,7 @@ impl<S: StoreRead> Change<'_, '_, S> {
     fn field(&mut self, delta: &FieldDelta, clears: &[Clear]) -> Result<(), StoreError> {
         let range = keys::type_prefix(&self.prefix, &delta.field, delta.ty);
         if derived::is_kept(delta.ty) {
-            let bases = touched(delta).into_iter().map(|slot| derived::base_of(delta.ty, slot).to_vec());
-            self.derives.entry((delta.field.clone(), delta.ty.whole())).or_default().extend(bases);
+            self.derives(delta)?;
         }
         // Sums are neither swept nor counted.
         let keeps_state = self.left.state && !delta.ty.holds_sums();
@@ -294,6 +296,44 @@ impl<S: StoreRead> Change<'_, '_, S> {
                 self.txn.put(Family::Meta, keys::job(&range), Vec::new());
                 self.left.job = true;
             }
+        }
+        Ok(())
+    }
+
+    /// Notes what is to be derived anew. Before the rows are written.
+    fn derives(&mut self, delta: &FieldDelta) -> Result<(), StoreError> {
+        let only_adds = delta.ty == FieldType::ZSUM && delta.kills.is_empty() && delta.gone.is_empty();
+        let mut changed: BTreeMap<Vec<u8>, Option<Exact>> = BTreeMap::new();
+        for slot in touched(delta) {
+            changed.insert(derived::base_of(delta.ty, slot).to_vec(), None);
+        }
+        if only_adds && !self.overlaps {
+            // Rows of one member stand together, as its units do.
+            for rows in delta
+                .rows
+                .chunk_by(|a, b| derived::base_of(delta.ty, &a.slot) == derived::base_of(delta.ty, &b.slot))
+            {
+                let [row] = rows else { continue };
+                let base = derived::base_of(delta.ty, &row.slot);
+                let is_sum = row.slot[base.len()..] == *counter::SUM_SLOT;
+                let key = keys::row_key(&self.prefix, &delta.field, delta.ty, &row.slot, row.dot);
+                let before = self.txn.get(Family::Rows, &key)?.filter(|_| is_sum);
+                let Some(before) = before else { continue };
+                let before = RowValue::decode(&before).map_err(StoreError::damaged("rows"))?;
+                let added = zset::added(&before.payload, &row.payload);
+                let added = added.map_err(StoreError::damaged("rows: zset"))?;
+                // Twice in one delta, which no correct node does: all of it is looked at.
+                let again = changed.insert(base.to_vec(), added.clone()).is_some_and(|known| known.is_some());
+                if again {
+                    changed.insert(base.to_vec(), None);
+                }
+            }
+        }
+        let derives = self.derives.entry((delta.field.clone(), delta.ty.whole())).or_default();
+        for (base, added) in changed {
+            // Of a member of which more changes, all is looked at.
+            let added = if derives.contains_key(&base) { None } else { added };
+            derives.insert(base, added);
         }
         Ok(())
     }

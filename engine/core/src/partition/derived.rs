@@ -1,6 +1,6 @@
 //! Keeping what is derived of rows ([`crate::derived`]): with each change of a few, and by jobs for many.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
@@ -12,6 +12,7 @@ use crate::ids::Field;
 use crate::keys;
 use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
+use crate::types::exact::Exact;
 use crate::types::unique;
 use crate::types::zset::{self, Of};
 
@@ -45,24 +46,44 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Rows of these members or registers came or went. Tells whether a job was put.
+    /// Rows of these members or registers came or went; of some members it is known that they were only added to. Tells whether a
+    /// job was put.
     pub(super) fn changed<S: StoreRead>(
         &self,
         txn: &mut Txn<'_, S>,
-        bases: &BTreeSet<Vec<u8>>,
+        bases: &BTreeMap<Vec<u8>, Option<Exact>>,
     ) -> Result<bool, StoreError> {
         let range = self.range();
-        let mut state = match State::read(txn, &range)? {
+        let known = State::read(txn, &range)?;
+        let is_new = known.is_none();
+        let mut state = match known {
             Some(state) => state,
-            None if self.has_others(txn, bases)? => return self.restart(txn).map(|()| true),
+            None if self.has_others(txn, |base| bases.contains_key(base))? => {
+                return self.restart(txn).map(|()| true);
+            }
             None => State::default(),
         };
         let before = state.clone();
-        for base in bases.iter().filter(|base| before.has(base)) {
+        let order = Order::at(derived::order_root(&range, state.epoch));
+        for (base, added) in bases.iter().filter(|(base, _)| before.has(base)) {
+            if let (Some(added), Some(member)) = (added, zset::member(base))
+                && let Some(total) = order.total(txn, member)?
+            {
+                order.set(txn, member, Some(total.plus(added)))?;
+                continue;
+            }
             self.refresh(txn, &range, &mut state, base)?;
         }
+        if state.is_whole() {
+            if is_new || state != before {
+                state.write(txn, &range);
+            }
+            return Ok(false);
+        }
+        // While a partition settles it is only seen so: what is passed over here must not count as derived afterwards.
         state.write(txn, &range);
-        Ok(false)
+        txn.put(Family::Meta, keys::job_of(&range, JOB), Vec::new());
+        Ok(true)
     }
 
     /// Nothing of what is derived holds any more.
@@ -115,7 +136,7 @@ impl Source<'_> {
             state.write(txn, &range);
             return Ok(());
         }
-        if !self.has_others(txn, &BTreeSet::new())? {
+        if !self.has_others(txn, |_| false)? {
             txn.delete(Family::Derived, derived::key(&range));
         }
         txn.delete(Family::Meta, job);
@@ -137,9 +158,9 @@ impl Source<'_> {
         if self.ty == FieldType::ZSET {
             let sums = self.rows(txn, FieldType::ZSUM, base, &VersionVector::new())?;
             let member = zset::member(base).ok_or_else(|| CodecError::Malformed("no member".into()));
-            let score = Of::base(base).score(&rows, &sums);
-            let (member, score) = member.and_then(|member| Ok((member, score?))).map_err(damaged)?;
-            return Order::at(root).set(txn, member, score);
+            let total = Of::base(base).total(&rows, &sums);
+            let (member, total) = member.and_then(|member| Ok((member, total?))).map_err(damaged)?;
+            return Order::at(root).set(txn, member, total);
         }
         let key = [&root, base].concat();
         let before = txn.get(Family::Derived, &key)?.and_then(|value| value.first().copied()).unwrap_or(0);
@@ -210,13 +231,13 @@ impl Source<'_> {
     fn has_others<S: StoreRead>(
         &self,
         txn: &Txn<'_, S>,
-        bases: &BTreeSet<Vec<u8>>,
+        is_known: impl Fn(&[u8]) -> bool,
     ) -> Result<bool, StoreError> {
         let mut others = false;
         for ty in self.types() {
             let range = keys::type_prefix(self.prefix, self.field, ty);
             each_row(txn, self.prefix, &range, &keys::after_prefix(&range), |_, row| {
-                others |= !bases.contains(base_of(ty, &row.slot));
+                others |= !is_known(base_of(ty, &row.slot));
                 if others { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
         }

@@ -29,7 +29,7 @@ use bincode::{Decode, Encode};
 
 use super::exact::Exact;
 use super::score::Score;
-use super::sums::{Amount, Cover, Sums, sum_slot};
+use super::sums::{Amount, Cover, Sum, Sums};
 use super::{Unit, keyed, presence};
 use crate::codec::{self, CodecError};
 use crate::context::{Dot, VersionVector};
@@ -211,6 +211,11 @@ impl<'b> Of<'b> {
 
     /// The member's score; `None` if it is absent. The rows are those of the one type and of the other.
     pub fn score(self, rows: &[Row], sums: &[Row]) -> Result<Option<Score>, CodecError> {
+        Ok(self.total(rows, sums)?.as_ref().and_then(rounded))
+    }
+
+    /// The same before it is rounded.
+    pub fn total(self, rows: &[Row], sums: &[Row]) -> Result<Option<Exact>, CodecError> {
         let slot = self.assigned_slot();
         let assigned = rows.iter().filter(|row| row.slot == slot);
         let winner = match assigned.max_by_key(|row| (row.hlc, row.dot)) {
@@ -245,8 +250,7 @@ impl<'b> Of<'b> {
             };
             total = Some(total.map_or(adds.clone(), |total| total.plus(&adds)));
         }
-        // Rounded once; what is exactly summed is finite.
-        Ok(total.and_then(|total| Score::new(total.to_f64()).ok()))
+        Ok(total)
     }
 
     fn assigned_slot(self) -> Vec<u8> {
@@ -254,7 +258,15 @@ impl<'b> Of<'b> {
     }
 }
 
-/// The slot of a member's sum rows.
-pub fn increments_slot(member: &Member) -> Vec<u8> {
-    sum_slot(&base(member))
+/// A score, rounded once. What is exactly summed is finite.
+pub fn rounded(total: &Exact) -> Option<Score> {
+    Score::new(total.to_f64()).ok()
+}
+
+/// By how much a replica's row of sums adds more than the row that it replaces, if that is all that changes: both begin with one
+/// increment, so whatever covers a part of the one covers the same part of the other.
+pub fn added(before: &[u8], after: &[u8]) -> Result<Option<Exact>, CodecError> {
+    let (before, after) = (Sum::<Exact>::decode(before)?, Sum::<Exact>::decode(after)?);
+    let same = before.first == after.first && before.base == after.base;
+    Ok(same.then(|| after.sum.minus(&before.sum)))
 }

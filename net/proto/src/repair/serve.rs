@@ -197,6 +197,10 @@ impl Node {
         let Some(serving) = self.repairs.serving.get(name) else { return Ok(()) };
         let tree = &serving.tree;
         let ends = serving.stream.after.is_none();
+        if !ends && !serving.stream.is_first() {
+            // Asked again, and late: it has gone on to list leaves since.
+            return Ok(());
+        }
         let fits = depth.saturating_add(LEVEL_BITS) <= tree.bits() && positions.len() <= NODES_MAX;
         if !ends || !fits || positions.iter().any(|&at| at >> depth != 0) {
             return Err("a repair asks for nodes that its tree does not have".into());

@@ -6,11 +6,13 @@ use std::ops::ControlFlow;
 
 use super::{Alive, CLEAR_INCREMENTED_MAX, LIVES_ROWS_MAX, RecordEdit, unit_of};
 use crate::codec::CodecError;
+use crate::context::Dot;
 use crate::ids::{Field, Member};
 use crate::keys;
 use crate::op::Reason;
 use crate::row::{FieldType, Row};
 use crate::store::{StoreError, StoreRead};
+use crate::types::exact::Exact;
 use crate::types::score::Score;
 use crate::types::zset::{self, Of};
 use crate::types::{Unit, keyed};
@@ -38,6 +40,21 @@ impl<S: StoreRead> RecordEdit<'_, S> {
         };
         let Some(slot) = slot else { return Ok(()) };
         self.member(field, member, |of, unit, _| of.incr_keyed(unit, &slot, by))
+    }
+
+    /// Adds to a zset's member.
+    pub(super) fn incr_member(
+        &mut self,
+        field: &Field,
+        member: &Member,
+        by: &Exact,
+        own: Dot,
+    ) -> Result<(), StoreError> {
+        let base = zset::base(member);
+        let unit = self.unit(field, FieldType::ZSUM, &base)?;
+        Of::base(&base).sums().incr(unit, by, own).map_err(StoreError::damaged("rows: zset"))?;
+        self.stored_type(field, FieldType::ZSUM)?.living.insert(base);
+        Ok(())
     }
 
     /// Edits a zset's member: its rows of the one type and of the other.
