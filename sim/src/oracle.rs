@@ -166,6 +166,18 @@ impl Oracle {
                 }
             })
             .collect();
+        if let Some((record, ops)) = &commit.own
+            && ops.contains(&SpecOp::Sweep { last: true })
+        {
+            let mut after = saw.clone();
+            events.iter().for_each(|&event| after.insert(event));
+            let left = partition.history.read_at(&record.to_string(), &after, now_ms);
+            if !left.is_empty() {
+                let what =
+                    format!("{} takes the expiry of {record} away, where there is {left:?}", commit.dot);
+                return Err(Violation::new(2, what));
+            }
+        }
         let commits = partition.commits.entry(replica).or_default();
         let mut until = commits.last().map(|made| made.until.clone()).unwrap_or_default();
         events.iter().for_each(|&event| until.insert(event));
