@@ -76,7 +76,7 @@ fn a_newer_format_is_refused() {
     let dir = TempDir::new().unwrap();
     set_format(dir.path(), |batch| batch.put(Family::Meta, keys::FORMAT.to_vec(), vec![FORMAT_VERSION + 1]));
     let error = open(dir.path()).unwrap_err();
-    assert!(matches!(error, StoreOpenError::Format { found: 4, known: 3, .. }), "{error}");
+    assert!(matches!(error, StoreOpenError::Format { found: 5, known: 4, .. }), "{error}");
     assert!(error.to_string().contains("start the godwit version that wrote it"), "{error}");
 }
 
@@ -103,12 +103,13 @@ fn migrated(path: &Path) {
             let kept = store.get(family, b"partition k").unwrap();
             assert_eq!(kept.as_deref(), Some(family.name().as_bytes()));
         }
-        for family in [Family::Fields, Family::Requests, Family::Staged] {
+        for family in [Family::Fields, Family::Requests, Family::Staged, Family::Derived] {
             assert_eq!(store.first(family, b"", b"x").unwrap(), None);
         }
     }
     let store = open(path).unwrap();
-    let added = [(Family::Fields, b"f"), (Family::Requests, b"r"), (Family::Staged, b"s")];
+    let added =
+        [(Family::Fields, b"f"), (Family::Requests, b"r"), (Family::Staged, b"s"), (Family::Derived, b"d")];
     added.iter().for_each(|(family, value)| put(&store, *family, b"x", *value));
     drop(store);
     let store = open(path).unwrap();
@@ -120,7 +121,8 @@ fn migrated(path: &Path) {
 #[test]
 fn older_formats_are_brought_to_the_present_one() {
     let all = [&FORMAT_1_FAMILIES[..], &["fields", "requests"]].concat();
-    for (families, format) in [(&FORMAT_1_FAMILIES[..], 1), (&all, 2)] {
+    let three = [&all[..], &["staged"]].concat();
+    for (families, format) in [(&FORMAT_1_FAMILIES[..], 1), (&all, 2), (&three, 3)] {
         let dir = TempDir::new().unwrap();
         raw(dir.path(), families, format);
         migrated(dir.path());
@@ -136,10 +138,14 @@ fn an_interrupted_migration_goes_on() {
         raw(dir.path(), &[&FORMAT_1_FAMILIES[..], created].concat(), 1);
         migrated(dir.path());
     }
-    // From format 2: the family is there, and the format is not written yet.
-    let dir = TempDir::new().unwrap();
-    raw(dir.path(), &[&FORMAT_1_FAMILIES[..], &["fields", "requests", "staged"]].concat(), 2);
-    migrated(dir.path());
+    // From formats 2 and 3: the family is there, and the format is not written yet.
+    for (created, format) in
+        [(&["fields", "requests", "staged"][..], 2), (&["fields", "requests", "staged", "derived"], 3)]
+    {
+        let dir = TempDir::new().unwrap();
+        raw(dir.path(), &[&FORMAT_1_FAMILIES[..], created].concat(), format);
+        migrated(dir.path());
+    }
     // A creation by the older version that ended before the marker was removed.
     let dir = TempDir::new().unwrap();
     raw(dir.path(), &FORMAT_1_FAMILIES, 1);
@@ -164,10 +170,14 @@ fn a_missing_family_is_refused() {
             assert!(error.to_string().contains(missing), "{error}");
         }
     }
-    let dir = TempDir::new().unwrap();
-    raw(dir.path(), &all, 3);
-    let error = open(dir.path()).unwrap_err();
-    assert!(error.to_string().contains("staged"), "{error}");
+    for (families, format, missing) in
+        [(all.clone(), 3, "staged"), ([&all[..], &["staged"]].concat(), 4, "derived")]
+    {
+        let dir = TempDir::new().unwrap();
+        raw(dir.path(), &families, format);
+        let error = open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains(missing), "{error}");
+    }
 }
 
 #[test]
@@ -179,7 +189,7 @@ fn unknown_families_are_refused_and_a_newer_format_by_its_number() {
         let error = open(dir.path()).unwrap_err();
         match format {
             FORMAT_VERSION => assert!(matches!(error, StoreOpenError::NotGodwit { .. }), "{error}"),
-            _ => assert!(matches!(error, StoreOpenError::Format { found: 4, known: 3, .. }), "{error}"),
+            _ => assert!(matches!(error, StoreOpenError::Format { found: 5, known: 4, .. }), "{error}"),
         }
         let kept = rocksdb::DB::list_cf(&rocksdb::Options::default(), dir.path()).unwrap();
         assert_eq!(kept.len(), families.len() + 1);
