@@ -111,9 +111,9 @@ async fn what_is_wrong_is_refused_and_changes_nothing() {
         patch(format!("{{\"ops\":[{good}],\"ops\":[{good}]}}"), 400, "malformed", "duplicate", None),
         patch(ops(good) + "x", 400, "malformed", "trailing", None),
         patch(then("7"), 400, "malformed", "not an operation", Some(1)),
-        patch(then(r#"{"op":"zadd","field":"z"}"#), 400, "unknown-op", "set, incr", Some(1)),
+        patch(then(r#"{"op":"pop","field":"z"}"#), 400, "unknown-op", "set, incr", Some(1)),
         patch(
-            then(r#"{"op":"zadd","field":"z","scores":{"m":1.5}}"#),
+            then(r#"{"op":"pop","field":"z","scores":{"m":1.5}}"#),
             400,
             "unknown-op",
             "set, incr",

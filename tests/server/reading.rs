@@ -194,7 +194,7 @@ async fn what_is_wrong_is_refused() {
         ("/v1/ns/k/none?limit=1", 404, "not-found", "none"),
         ("/v1/ns/k/none?view=size", 404, "not-found", "none"),
         ("/v1/ns/none/s/m", 404, "not-found", "no set"),
-        ("/v1/ns/k/s/m?view=full", 400, "malformed", "takes: wait_ms"),
+        ("/v1/ns/k/s/m?view=full", 400, "malformed", "takes: rank, desc, wait_ms"),
         ("/v1/ns/k/s/%00", 400, "invalid-name", "control"),
         ("/v1/ns/k/s/%zz", 400, "malformed", "hexadecimal"),
         (&format!("/v1/ns/k/s/{long}"), 400, "invalid-name", "1024"),
