@@ -39,8 +39,8 @@
 //!
 //! An owner that applies a reset about itself folds soon after, in a commit of its own ([`fold`]): by (4) that changes no
 //! value, by (3) a row of which every increment is covered may go. So a cleared sum leaves no rows once its owners
-//! have heard of it, and a deleted record's last row goes. What has expired is
-//! not folded: it would be written anew and come back. Rows of a past incarnation have no owner any more and stay as
+//! have heard of it, and a deleted record's last row goes. Of what has
+//! expired nothing is written anew, lest it come back; it may be retired. Rows of a past incarnation have no owner any more and stay as
 //! they are: a later clear puts its reset beside them, and (1) to (5) never ask whether the owner lives.
 
 use std::marker::PhantomData;
@@ -222,7 +222,7 @@ impl<'b, A: Amount> Sums<'b, A> {
         let found = state.of(own);
         let retired = found.is_some_and(|(sum, cover)| !sum.lives(cover));
         let is_hidden = unit.is_hidden(&sum_slot(self.base), own);
-        if is_hidden || (!retired && state.resets_about(own).next().is_none()) {
+        if !retired && (is_hidden || state.resets_about(own).next().is_none()) {
             return Ok(());
         }
         let folded =
