@@ -6,8 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use godwit_core::context::VersionVector;
-use godwit_core::feed::{self, Followed, Read, StepLimits};
+use godwit_core::feed::{Cursor, Followed, Found, StepLimits};
 use godwit_core::ids::{PartitionId, RecordId};
 use godwit_core::partition;
 use godwit_core::read::{self, ReadLimits};
@@ -23,7 +22,7 @@ use crate::world::World;
 /// What the consumer has.
 #[derive(Debug, Default)]
 pub(crate) struct Consumer {
-    positions: BTreeMap<PartitionId, VersionVector>,
+    cursor: Cursor,
     told: BTreeMap<RecordId, SpecRecord>,
     /// Steps and resets, for the report.
     pub(crate) steps: u64,
@@ -49,36 +48,30 @@ impl World {
             Ok::<_, Violation>(as_spec(&views))
         };
         let consumer = &mut self.consumer;
-        for id in (0..self.partitions).map(PartitionId) {
-            let position = consumer.positions.entry(id).or_default();
-            loop {
-                let read = feed::read_on(store, id, position, &followed, limits).map_err(broken)?;
-                let (changes, after, more) = match read {
-                    Read::Step { changes, position, more } => (changes, position, more),
-                    Read::Reset(after) => {
-                        consumer.resets += 1;
-                        let here = workload::records().into_iter();
-                        for record in here.filter(|record| record.partition(at.partitions) == id) {
-                            let now = record_now(&record)?;
-                            consumer.told.insert(record, now);
-                        }
-                        (Vec::new(), after, false)
+        loop {
+            let found = consumer.cursor.look(store, at.partitions, &followed, limits).map_err(broken)?;
+            consumer.steps += 1;
+            let changes = match found {
+                None => break,
+                Some(Found::Step(changes)) => changes,
+                Some(Found::Reset(id)) => {
+                    consumer.resets += 1;
+                    let here = workload::records().into_iter();
+                    for record in here.filter(|record| record.partition(at.partitions) == id) {
+                        let now = record_now(&record)?;
+                        consumer.told.insert(record, now);
                     }
+                    continue;
+                }
+            };
+            for change in changes {
+                let now = record_now(&change.record)?;
+                let told = consumer.told.entry(change.record).or_default();
+                let is_told = |name: &str| {
+                    change.fields.as_ref().is_none_or(|fields| fields.iter().any(|f| f.as_str() == name))
                 };
-                for change in changes {
-                    let now = record_now(&change.record)?;
-                    let told = consumer.told.entry(change.record).or_default();
-                    let is_told = |name: &str| {
-                        change.fields.as_ref().is_none_or(|fields| fields.iter().any(|f| f.as_str() == name))
-                    };
-                    told.retain(|(name, _), _| !is_told(name));
-                    told.extend(now.into_iter().filter(|((name, _), _)| is_told(name)));
-                }
-                consumer.steps += 1;
-                *position = after;
-                if !more {
-                    break;
-                }
+                told.retain(|(name, _), _| !is_told(name));
+                told.extend(now.into_iter().filter(|((name, _), _)| is_told(name)));
             }
         }
         Ok(())
@@ -92,7 +85,7 @@ impl World {
         let at = self.read_at(0);
         for id in (0..self.partitions).map(PartitionId) {
             let context = partition::stored_context(store, id).map_err(broken)?;
-            if self.consumer.positions.get(&id).is_some_and(|position| *position != context) {
+            if *self.consumer.cursor.position().seen(id).vector() != context {
                 continue;
             }
             let here = workload::records().into_iter();

@@ -1,7 +1,7 @@
 //! The change feed: which records changed since a position, by the log.
 //!
-//! A position is a version vector of each partition: it names what a consumer has, not a place in one node's log, so any node
-//! goes on from it. Invariants:
+//! A position is a version vector of each partition, in a [`Token`]: it names what a consumer has, not a place in one node's
+//! log, so any node goes on from it. Invariants:
 //!
 //! - *Nothing is passed over.* A step moves a position over entries of the log in their order, and over nothing else;
 //!   every record that a commit beyond the old position touched is told with the step whose position first covers the commit.
@@ -17,12 +17,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use crate::context::{Dot, VersionVector};
+use crate::context::{Dot, Seen, VersionVector};
 use crate::delta::{Delta, RecordDelta};
 use crate::ids::{Field, Namespace, PartitionId, RecordId};
 use crate::partition::{self, LogEntry};
 use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
+use crate::token::Token;
 
 /// What a consumer follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,50 +54,84 @@ pub struct Change {
     pub fields: Option<BTreeSet<Field>>,
 }
 
-/// What reading on came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
-    /// The log does not reach back to the position: read everything, then go on from here.
-    Reset(VersionVector),
-    /// A step.
-    Step {
-        /// The records that changed, each once.
-        changes: Vec<Change>,
-        /// The position after it.
-        position: VersionVector,
-        /// Whether there is more.
-        more: bool,
-    },
+/// A consumer's place in the feed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cursor {
+    position: Token,
+    /// The partition that is looked at first: a busy one does not keep the others waiting.
+    next: u16,
 }
 
-/// Reads on in a partition.
-pub fn read_on(
+/// What a look found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The log of a partition does not reach back to the position: read everything, then go on from the new one.
+    Reset(PartitionId),
+    /// A step: the records that changed, each once. None, if what was passed over is not followed.
+    Step(Vec<Change>),
+}
+
+impl Cursor {
+    /// A place to begin: what the consumer has.
+    pub fn new(position: Token) -> Self {
+        Self { position, next: 0 }
+    }
+
+    /// What the consumer has once it has handled all that was found. It may be less than it was.
+    pub fn position(&self) -> &Token {
+        &self.position
+    }
+
+    /// Reads on in the next partition in which there is something, and moves the position. `None`: in none there is.
+    pub fn look(
+        &mut self,
+        store: &impl StoreRead,
+        partitions: u16,
+        followed: &Followed,
+        limits: StepLimits,
+    ) -> Result<Option<Found>, StoreError> {
+        let first = self.next % partitions;
+        for partition in (first..partitions).chain(0..first).map(PartitionId) {
+            let seen = self.position.seen(partition);
+            let Some((found, position)) = read_on(store, partition, seen.vector(), followed, limits)? else {
+                continue;
+            };
+            self.position.replace(partition, Seen::all_of(position));
+            self.next = partition.0 + 1;
+            return Ok(Some(found));
+        }
+        Ok(None)
+    }
+}
+
+/// Reads on in a partition: what is found, and the position after it. `None`: the position covers all there is.
+fn read_on(
     store: &impl StoreRead,
     partition: PartitionId,
     position: &VersionVector,
     followed: &Followed,
     limits: StepLimits,
-) -> Result<Read, StoreError> {
+) -> Result<Option<(Found, VersionVector)>, StoreError> {
     let context = partition::stored_context(store, partition)?;
-    let mut step = Step { position: position.clone(), changes: BTreeMap::new() };
     if position.covers_all(&context) {
-        return Ok(step.ended(false));
+        return Ok(None);
     }
     let both = position.iter().map(|dot| Dot { counter: dot.counter.min(context.get(dot.replica)), ..dot });
-    step.position = both.filter(|dot| dot.counter > 0).collect();
+    let both = both.filter(|dot| dot.counter > 0).collect();
+    let mut step = Step { position: both, changes: BTreeMap::new() };
     let Some(from) = partition::log_from(store, partition, &step.position)? else {
-        return Ok(Read::Reset(context));
+        return Ok(Some((Found::Reset(partition), context)));
     };
-    let (mut entries, mut bytes, mut more) = (0, 0, false);
+    let (mut entries, mut bytes) = (0, 0);
     let mut outcome = Ok(());
     partition::read_log(store, partition, from, |entry| {
         if entry.dots.covered_by(&step.position) {
             return ControlFlow::Continue(());
         }
-        more = entries >= limits.entries_max
+        let is_full = entries >= limits.entries_max
             || bytes >= limits.bytes_max
             || step.changes.len() >= limits.records_max;
-        if more {
+        if is_full {
             return ControlFlow::Break(());
         }
         entries += 1;
@@ -105,7 +140,7 @@ pub fn read_on(
         if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     outcome?;
-    Ok(step.ended(more))
+    Ok(Some(step.ended()))
 }
 
 struct Step {
@@ -152,10 +187,10 @@ impl Step {
         }
     }
 
-    fn ended(self, more: bool) -> Read {
+    fn ended(self) -> (Found, VersionVector) {
         let told = |fields: &Option<BTreeSet<Field>>| fields.as_ref().is_none_or(|fields| !fields.is_empty());
         let changes = self.changes.into_iter().filter(|(_, fields)| told(fields));
         let changes = changes.map(|(record, fields)| Change { record, fields }).collect();
-        Read::Step { changes, position: self.position, more }
+        (Found::Step(changes), self.position)
     }
 }

@@ -138,6 +138,12 @@ impl Token {
         }
     }
 
+    /// Has what is seen of a partition be this, and nothing else: it may be less than it was.
+    pub fn replace(&mut self, partition: PartitionId, seen: Seen) {
+        self.0.remove(&partition);
+        self.add(partition, seen);
+    }
+
     /// Adds all that the other one has.
     pub fn join(&mut self, other: &Self) {
         other.0.iter().for_each(|(partition, seen)| self.add(*partition, seen.clone()));
@@ -265,6 +271,19 @@ mod tests {
             }
             token
         })
+    }
+
+    #[test]
+    fn what_replaces_may_be_less() {
+        let (partition, other) = (PartitionId(3), PartitionId(4));
+        let mut token = Token::default();
+        token.add(partition, Seen::all_of([dot(1, 5), dot(2, 7)].into_iter().collect()));
+        token.add(other, Seen::all_of([dot(1, 1)].into_iter().collect()));
+        let less = Seen::all_of([dot(1, 2)].into_iter().collect());
+        token.replace(partition, less.clone());
+        assert_eq!((token.seen(partition), token.seen(other).is_empty()), (less, false));
+        token.replace(other, Seen::default());
+        assert!(token.seen(other).is_empty());
     }
 
     proptest! {

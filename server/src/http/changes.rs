@@ -23,8 +23,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use godwit_core::context::Seen;
-use godwit_core::feed::{self, Change, Followed, StepLimits};
+use godwit_core::feed::{Change, Cursor, Followed, Found, StepLimits};
 use godwit_core::ids::PartitionId;
 use godwit_core::read::{self, FieldView, ReadError, ReadLimits};
 use godwit_core::token::Token;
@@ -83,7 +82,8 @@ pub(super) async fn follow(
         None => respond_to(api.node.read(of_store(api.node.partitions())).await)?,
     };
     let (sender, body) = Channel::<Bytes, Infallible>::new(CHUNKS_MAX);
-    let feed = Feed { node: api.node.clone(), followed: Followed { namespace, prefix }, shape, position };
+    let followed = Followed { namespace, prefix };
+    let feed = Feed { node: api.node.clone(), followed, shape, cursor: Cursor::new(position) };
     tokio::spawn(feed.run(sender, place));
     let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((head, Body::new(body)).into_response())
@@ -101,14 +101,14 @@ struct Feed {
     node: NodeHandle,
     followed: Followed,
     shape: Shape,
-    /// What the consumer has once it has handled all that was sent.
-    position: Token,
+    /// Where the consumer is once it has handled all that was sent.
+    cursor: Cursor,
 }
 
-/// What a look at one partition found.
-enum Found {
-    Reset(PartitionId, Seen),
-    Step { partition: PartitionId, changes: Vec<(Change, Views)>, seen: Seen },
+/// What a look found, with values.
+enum Look {
+    Reset,
+    Step(Vec<(Change, Views)>),
 }
 
 /// The values of a record's fields; `None` if they are too large for an event.
@@ -139,7 +139,6 @@ impl Feed {
             return;
         }
         let mut unsaid = false;
-        let mut asked = 0;
         while self.node.is_ready() {
             if !text.is_empty() {
                 told = Instant::now();
@@ -149,18 +148,14 @@ impl Feed {
             }
             // Before the look, so that what is written after it is not missed.
             let written = self.node.written();
-            match self.look(asked).await {
-                Ok(Some(Found::Reset(partition, seen))) => {
-                    self.position.add(partition, seen);
+            match self.look().await {
+                Ok(Some(Look::Reset)) => {
                     if self.event(&mut text, "reset", "{}", true).is_err() {
                         return;
                     }
                     continue;
                 }
-                Ok(Some(Found::Step { partition, changes, seen })) => {
-                    self.position.add(partition, seen);
-                    // The next look begins behind it: a busy partition does not keep the others waiting.
-                    asked = partition.0 + 1;
+                Ok(Some(Look::Step(changes))) => {
                     unsaid = changes.is_empty();
                     if self.changes(&mut text, changes).await.is_err() {
                         return;
@@ -189,35 +184,27 @@ impl Feed {
         }
     }
 
-    /// The first partition from one on, round about, in which there is something.
-    async fn look(&self, from: u16) -> Result<Option<Found>, ReadFailure> {
-        let (position, followed, at) = (self.position.clone(), self.followed.clone(), self.node.read_at());
+    /// The next step, in one snapshot of the store with the values that it tells.
+    async fn look(&mut self) -> Result<Option<Look>, ReadFailure> {
+        let (mut cursor, followed, at) = (self.cursor.clone(), self.followed.clone(), self.node.read_at());
         let limits = ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max: RECORD_BYTES_MAX };
         let read = move |store: &StoreView<'_>| {
-            let from = from % at.partitions;
-            for partition in (from..at.partitions).chain(0..from).map(PartitionId) {
-                let seen = position.seen(partition);
-                match feed::read_on(store, partition, seen.vector(), &followed, STEP)? {
-                    feed::Read::Reset(context) => {
-                        return Ok(Some(Found::Reset(partition, Seen::all_of(context))));
-                    }
-                    feed::Read::Step { position, .. } if position == *seen.vector() => {}
-                    feed::Read::Step { changes, position, .. } => {
-                        let with_views =
-                            |change: Change| match read::record(store, at, &change.record, limits) {
-                                Ok(views) => Ok((change, Some(views))),
-                                Err(ReadError::TooLarge { .. } | ReadError::Unordered) => Ok((change, None)),
-                                Err(error) => Err(error),
-                            };
-                        let changes = changes.into_iter().map(with_views).collect::<Result<_, _>>()?;
-                        let seen = Seen::all_of(position);
-                        return Ok(Some(Found::Step { partition, changes, seen }));
-                    }
-                }
-            }
-            Ok::<_, ReadError>(None)
+            let changes = match cursor.look(store, at.partitions, &followed, STEP)? {
+                None => return Ok::<_, ReadError>((cursor, None)),
+                Some(Found::Reset(_)) => return Ok((cursor, Some(Look::Reset))),
+                Some(Found::Step(changes)) => changes,
+            };
+            let with_views = |change: Change| match read::record(store, at, &change.record, limits) {
+                Ok(views) => Ok((change, Some(views))),
+                Err(ReadError::TooLarge { .. } | ReadError::Unordered) => Ok((change, None)),
+                Err(error) => Err(error),
+            };
+            let changes = changes.into_iter().map(with_views).collect::<Result<_, _>>()?;
+            Ok((cursor, Some(Look::Step(changes))))
         };
-        self.node.read(read).await
+        let (cursor, look) = self.node.read(read).await?;
+        self.cursor = cursor;
+        Ok(look)
     }
 
     async fn changes(&self, text: &mut String, changes: Vec<(Change, Views)>) -> Result<(), NoId> {
@@ -235,7 +222,7 @@ impl Feed {
 
     fn event(&self, text: &mut String, name: &str, data: &str, with_id: bool) -> Result<(), NoId> {
         if with_id {
-            let id = self.position.seal(self.node.tokens()).ok_or(NoId)?;
+            let id = self.cursor.position().seal(self.node.tokens()).ok_or(NoId)?;
             text.push_str(&format!("id: {id}\n"));
         }
         // JSON in one line.
