@@ -37,3 +37,4 @@ pub mod store;
 pub mod time;
 pub mod token;
 pub mod types;
+pub mod usage;
