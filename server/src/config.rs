@@ -170,6 +170,8 @@ pub struct LimitsSection {
     pub feeds: usize,
     /// How long an idempotency key is remembered, in milliseconds.
     pub idempotency_window_ms: u64,
+    /// Whether a write makes its namespace; otherwise requests for one that nobody made are refused.
+    pub auto_create_namespaces: bool,
 }
 
 /// The hybrid logical clock.
@@ -287,6 +289,7 @@ impl Default for LimitsSection {
             connections: 400,
             feeds: 200,
             idempotency_window_ms: 86_400_000,
+            auto_create_namespaces: true,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | `records`, `fields`, `sets`, `zsets` | the handlers of records and their parts |
 //! | `session`, `idempotency` | tokens: what a client has seen, and the wait for it; keys under which a write is made once |
 //! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
+//! | `admission`, `settings` | whether a namespace takes a request; its settings and its deletion |
 //! | `changes` | the change feed |
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
@@ -33,6 +34,7 @@ use tokio::sync::Semaphore;
 
 use crate::node::NodeHandle;
 
+mod admission;
 mod batches;
 mod changes;
 mod cluster;
@@ -49,6 +51,7 @@ mod respond;
 mod server;
 mod session;
 mod sets;
+mod settings;
 pub(crate) mod time;
 mod view;
 mod zsets;
@@ -98,6 +101,9 @@ fn router(node: NodeHandle) -> Router {
         .route("/v1/{ns}/{key}", get(records::read).patch(records::patch).delete(records::delete))
         .route("/v1/{ns}/{key}/{field}", get(fields::read).put(fields::put).delete(fields::delete))
         .route("/v1/{ns}/{key}/{field}/{member}", get(sets::member))
+        .route_layer(middleware::from_fn_with_state(api.clone(), admission::admit))
+        .route("/v1/_namespaces", get(settings::list))
+        .route("/v1/_namespaces/{ns}", get(settings::read).put(settings::put).delete(settings::delete))
         .route_layer(middleware::from_fn_with_state(api.clone(), session::attend))
         .route("/v1/_visible", get(session::visible))
         .route("/v1/_changes/{ns}", get(changes::follow))

@@ -38,17 +38,21 @@ use crate::config::{Config, ConfigError};
 use crate::http::{self, HttpServer};
 
 mod driver;
+pub(crate) mod erasure;
 mod gate;
 mod handle;
+pub(crate) mod namespaces;
 mod reader;
 mod replies;
 mod trim;
 
 pub use driver::FRAME_ROOM_BYTES;
 pub use handle::{CommitFailure, Committed, NodeHandle, ReadFailure, Stopped, StoreView};
+pub use namespaces::QuotaExceeded;
 
 use driver::{Metered, Sink, Submission};
 use gate::StoreGate;
+use namespaces::{Counting, Namespaces};
 use reader::Reader;
 use replies::Replies;
 use trim::Trimmer;
@@ -90,6 +94,9 @@ pub enum StartError {
     /// What it holds is not readable.
     #[error("the data directory cannot be read: {0}")]
     Read(#[from] godwit_core::store::StoreError),
+    /// What it says of namespaces is not readable.
+    #[error("the settings of namespaces cannot be read: {0}")]
+    Namespaces(ReadFailure),
     /// The API's address.
     #[error("the API cannot listen on {listen}: {source}. Is another process there?")]
     Http {
@@ -169,8 +176,9 @@ impl RunningNode {
         let (reader, found) = Reader::spawn(store.clone())?;
         let trimmer = Trimmer::spawn(store.clone())?;
         let sink = Sink::new(Arc::clone(&replies), transport.clone(), trimmer, reader);
-        let committer =
-            Committer::spawn(Metered::new(node), store.clone(), sink, CommitterOptions::default())?;
+        let namespaces = Arc::new(Namespaces::new(identity.partitions, config.limits.auto_create_namespaces));
+        let written = Counting { store: store.clone(), namespaces: Arc::clone(&namespaces) };
+        let committer = Committer::spawn(Metered::new(node), written, sink, CommitterOptions::default())?;
         let reads = tokio::spawn(reader::hand_in(found, committer.clone()));
         let links = transport.zip(events).map(|(transport, events)| {
             let pump = tokio::spawn(driver::pump(events, committer.clone()));
@@ -185,9 +193,13 @@ impl RunningNode {
             tokens,
             committer.clone(),
             replies,
-            Arc::clone(&gate),
+            (Arc::clone(&gate), namespaces),
             transport,
         );
+        // Before the first request: it is held to the settings.
+        handle.refresh_namespaces().await.map_err(StartError::Namespaces)?;
+        tokio::spawn(namespaces::keep(handle.clone()));
+        tokio::spawn(erasure::run(handle.clone()));
         let http = http::serve(handle.clone(), listener, config.limits.connections)?;
         let running = Self { handle, http, http_addr, committer, links, reads, gate };
         running.announce(&config);

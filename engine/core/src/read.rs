@@ -31,7 +31,7 @@ use crate::time::Hlc;
 use crate::types::register;
 use crate::types::score::Score;
 
-pub use listing::list_keys;
+pub use listing::{has_keys, list_keys, list_namespaces};
 pub use sets::{contains, kept_size, members, size};
 pub use zsets::{Place, Ranked, ZPage, ZRange, scored, zmembers, zpage, zsize};
 

@@ -7,7 +7,7 @@
 //!
 //! That needs each batch told before it is written, in order, and no step between the two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
@@ -63,18 +63,29 @@ impl Counts {
         self.0 = namespaces.map(follow).collect();
     }
 
-    /// What a namespace takes; `None` if it is not counted, or not to its end yet.
-    pub fn usage(&self, namespace: &Namespace) -> Option<Usage> {
-        let count = self.0.get(namespace).filter(|count| count.place.is_none())?;
-        let sum = |sum: i64| u64::try_from(sum).unwrap_or(0);
-        Some(Usage { keys: sum(count.keys), bytes: sum(count.bytes) })
+    /// Whether none is counted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
-    /// Adds what a batch changes. Before it is committed: the store is as the batch finds it.
-    pub fn change(&mut self, before: &impl StoreRead, batch: &Batch) -> Result<(), StoreError> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
+    /// What namespaces take that are counted to their ends.
+    pub fn usages(&self) -> impl Iterator<Item = (&Namespace, Usage)> {
+        self.0.iter().filter_map(|(namespace, count)| Some((namespace, count.usage()?)))
+    }
+
+    /// What a namespace takes; `None` if it is not counted, or not to its end yet.
+    pub fn usage(&self, namespace: &Namespace) -> Option<Usage> {
+        self.0.get(namespace)?.usage()
+    }
+
+    /// Adds what a batch changes. Before it is committed: the store is as the batch finds it. Returns the namespaces whose
+    /// counts it changed.
+    pub fn change(
+        &mut self,
+        before: &impl StoreRead,
+        batch: &Batch,
+    ) -> Result<BTreeSet<Namespace>, StoreError> {
+        let mut changed = BTreeSet::new();
         for (family, key, value) in batch.iter() {
             let names = match family {
                 Family::Keys => key,
@@ -83,8 +94,9 @@ impl Counts {
             };
             let mut names = names.split(|&byte| byte == 0);
             let (Some(namespace), Some(record)) = (names.next(), names.next()) else { continue };
-            let counted = std::str::from_utf8(namespace).ok().and_then(|name| Namespace::new(name).ok());
-            let Some(count) = counted.and_then(|namespace| self.0.get_mut(&namespace)) else { continue };
+            let named = std::str::from_utf8(namespace).ok().and_then(|name| Namespace::new(name).ok());
+            let Some(namespace) = named else { continue };
+            let Some(count) = self.0.get_mut(&namespace) else { continue };
             let row = if family == Family::Rows { key } else { &[] };
             if count.place.as_ref().is_some_and(|place| !place.is_after(record, row)) {
                 continue;
@@ -96,8 +108,9 @@ impl Counts {
             } else {
                 count.bytes += value.map_or(0, size) - had.as_deref().map_or(0, size);
             }
+            changed.insert(namespace);
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Passes over up to so many rows and marks, at least one. Tells whether there is more to be passed.
@@ -113,6 +126,11 @@ impl Counts {
 }
 
 impl Count {
+    fn usage(&self) -> Option<Usage> {
+        let sum = |sum: i64| u64::try_from(sum).unwrap_or(0);
+        self.place.is_none().then(|| Usage { keys: sum(self.keys), bytes: sum(self.bytes) })
+    }
+
     /// Passes over rows of one record, or moves to the next. Returns how much was looked at.
     fn record(
         &mut self,

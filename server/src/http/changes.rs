@@ -31,10 +31,10 @@ use http_body_util::channel::{Channel, Sender};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::Api;
 use super::problem::{Kind, Problem};
 use super::request::{NamespacePath, Query};
 use super::view::{MEMBERS_SHOWN_MAX, Shape, ValueBody, Viewer};
+use super::{Api, admission};
 use crate::node::{NodeHandle, ReadFailure, StoreView};
 
 /// One step in one partition.
@@ -59,6 +59,7 @@ pub(super) async fn follow(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    admission::check(&api, &namespace).await?;
     let query = Query::parse(uri.query(), &["since", "prefix", "numbers"])?;
     let shape = Shape::of(false, &query)?;
     let prefix = query.text("prefix").unwrap_or_default().to_owned();

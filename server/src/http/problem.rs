@@ -31,8 +31,12 @@ pub enum Kind {
     UnsupportedHeader,
     /// A token that this cluster did not make, or that cannot be read.
     InvalidToken,
+    /// The namespace takes no more.
+    QuotaExceeded,
     /// Nothing there.
     NotFound,
+    /// Nobody made the namespace.
+    NamespaceNotFound,
     /// The resource has no such method.
     MethodNotAllowed,
     /// The body did not come in time.
@@ -41,6 +45,8 @@ pub enum Kind {
     TypeMismatch,
     /// A removal over increments that the client has not seen.
     StaleSeen,
+    /// The namespace is being deleted.
+    NamespaceDeleting,
     /// Beyond a limit.
     TooLarge,
     /// The body is not JSON.
@@ -49,6 +55,8 @@ pub enum Kind {
     IdempotencyKeyReused,
     /// The node has too much to do.
     Overloaded,
+    /// More requests in a second than the namespace may have.
+    RateLimited,
     /// A defect, or a failed disk.
     Internal,
     /// The node has not applied yet what a token names.
@@ -86,21 +94,25 @@ struct Limit {
 
 impl Kind {
     /// All kinds, by status.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Malformed,
         Self::InvalidName,
         Self::UnknownOp,
         Self::UnsupportedHeader,
         Self::InvalidToken,
+        Self::QuotaExceeded,
         Self::NotFound,
+        Self::NamespaceNotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::TypeMismatch,
         Self::StaleSeen,
+        Self::NamespaceDeleting,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::IdempotencyKeyReused,
         Self::Overloaded,
+        Self::RateLimited,
         Self::Internal,
         Self::NotYetVisible,
         Self::Stopping,
@@ -114,15 +126,19 @@ impl Kind {
             Self::UnknownOp => "unknown-op",
             Self::UnsupportedHeader => "unsupported-header",
             Self::InvalidToken => "invalid-token",
+            Self::QuotaExceeded => "quota-exceeded",
             Self::NotFound => "not-found",
+            Self::NamespaceNotFound => "namespace-not-found",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::RequestTimeout => "request-timeout",
             Self::TypeMismatch => "type-mismatch",
             Self::StaleSeen => "stale-seen",
+            Self::NamespaceDeleting => "namespace-deleting",
             Self::TooLarge => "too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
             Self::IdempotencyKeyReused => "idempotency-key-reused",
             Self::Overloaded => "overloaded",
+            Self::RateLimited => "rate-limited",
             Self::Internal => "internal",
             Self::NotYetVisible => "not-yet-visible",
             Self::Stopping => "stopping",
@@ -137,15 +153,19 @@ impl Kind {
             Self::UnknownOp => "There is no such operation",
             Self::UnsupportedHeader => "A header is not supported",
             Self::InvalidToken => "A token is not valid here",
+            Self::QuotaExceeded => "The namespace's quota is used up",
             Self::NotFound => "There is nothing here",
+            Self::NamespaceNotFound => "The namespace does not exist",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request took too long to arrive",
             Self::TypeMismatch => "The field has another type",
             Self::StaleSeen => "The token does not cover what is to be removed",
+            Self::NamespaceDeleting => "The namespace is being deleted",
             Self::TooLarge => "A limit is exceeded",
             Self::UnsupportedMediaType => "The body must be JSON",
             Self::IdempotencyKeyReused => "The idempotency key was used for another request",
             Self::Overloaded => "The node has too much to do",
+            Self::RateLimited => "The namespace has too many requests",
             Self::Internal => "The node failed",
             Self::NotYetVisible => "The node does not have yet what the token names",
             Self::Stopping => "The node is stopping",
@@ -160,14 +180,15 @@ impl Kind {
             | Self::UnknownOp
             | Self::UnsupportedHeader
             | Self::InvalidToken => StatusCode::BAD_REQUEST,
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::QuotaExceeded => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::NamespaceNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TypeMismatch | Self::StaleSeen => StatusCode::CONFLICT,
+            Self::TypeMismatch | Self::StaleSeen | Self::NamespaceDeleting => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded | Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotYetVisible | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -178,7 +199,7 @@ impl Problem {
     /// A problem; the detail says what is wrong with this request and what to do.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let applied = match kind {
-            Kind::Overloaded | Kind::NotYetVisible | Kind::Stopping => Some(Applied::No),
+            Kind::Overloaded | Kind::RateLimited | Kind::NotYetVisible | Kind::Stopping => Some(Applied::No),
             Kind::Internal => Some(Applied::Unknown),
             _ => None,
         };
@@ -270,7 +291,8 @@ impl Problem {
     pub(super) fn respond(&self, body: impl IntoResponse) -> Response {
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let mut response = (self.kind.status(), [content_type], body).into_response();
-        if matches!(self.kind, Kind::Overloaded | Kind::NotYetVisible | Kind::Stopping) {
+        // All that changed nothing and may go well the next time.
+        if matches!(self.kind, Kind::Overloaded | Kind::RateLimited | Kind::NotYetVisible | Kind::Stopping) {
             let retry = HeaderValue::from_static(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(header::RETRY_AFTER, retry);
         }
@@ -320,6 +342,7 @@ impl From<CommitFailure> for Problem {
     fn from(failure: CommitFailure) -> Self {
         match failure {
             CommitFailure::Refused(error) => error.into(),
+            CommitFailure::Quota(exceeded) => Self::new(Kind::QuotaExceeded, exceeded.to_string()),
             CommitFailure::Overloaded => Self::new(Kind::Overloaded, failure.to_string()),
             CommitFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
             CommitFailure::Unknown => Self::internal(&failure, Applied::Unknown),

@@ -19,6 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Api;
 use super::problem::{Kind, Problem};
+use crate::node::namespaces::RESERVED;
 
 /// How long a body may take to arrive.
 pub(super) const BODY_READ_MAX: Duration = Duration::from_secs(30);
@@ -96,6 +97,10 @@ fn namespace(names: &mut BTreeMap<String, String>) -> Result<Namespace, Problem>
         let detail =
             format!("there is no resource {namespace:?}; names that begin with _ are not namespaces");
         return Err(Problem::new(Kind::NotFound, detail));
+    }
+    if namespace == RESERVED {
+        let detail = format!("{namespace:?} is where settings are kept: see /v1/_namespaces");
+        return Err(Problem::new(Kind::InvalidName, detail));
     }
     Ok(Namespace::new(namespace)?)
 }

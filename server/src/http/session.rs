@@ -28,7 +28,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::problem::{Kind, Problem};
-use super::{Api, idempotency, request, respond};
+use super::{Api, admission, idempotency, request, respond};
 use crate::node::StoreView;
 use crate::node::{CommitFailure, Committed, ReadFailure, Stopped};
 
@@ -126,7 +126,7 @@ impl Session {
         Ok(value)
     }
 
-    /// Commits writes to records of one partition, on the request's terms.
+    /// Commits writes to records of one partition, on the request's terms, within the quotas of their namespace.
     pub(super) async fn commit(
         &self,
         api: &Api,
@@ -138,6 +138,7 @@ impl Session {
         let seen = self.0.seen.as_ref().zip(home).map(|(token, home)| token.seen(home));
         let request =
             self.0.key.map(|key| RequestKey { key, asked: idempotency::asked(&writes, seen.as_ref()) });
+        admission::within_quota(api, &writes, request).await?;
         let committed = api.node.commit_holding(writes, Terms { seen, request }, room).await?;
         let mut shown = self.shown();
         shown.commits += 1;

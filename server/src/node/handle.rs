@@ -26,6 +26,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::driver::Submission;
 use super::gate::StoreGate;
+use super::namespaces::{Namespaces, QuotaExceeded};
 use super::replies::Replies;
 use crate::config::{Config, LimitsSection};
 
@@ -48,6 +49,7 @@ struct Shared {
     committer: CommitterHandle<Submission>,
     replies: Arc<Replies>,
     gate: Arc<StoreGate>,
+    namespaces: Arc<Namespaces>,
     transport: Option<TransportHandle>,
     /// Regions of nodes, as far as they were ever told: they never change.
     regions: Mutex<BTreeMap<String, String>>,
@@ -73,6 +75,9 @@ pub enum CommitFailure {
     /// It cannot be. Nothing changed.
     #[error(transparent)]
     Refused(#[from] CommitError),
+    /// The namespace takes no more. Nothing changed.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// The committer's queue stayed full. Nothing changed.
     #[error("the node has more commits waiting than it can take")]
     Overloaded,
@@ -126,7 +131,7 @@ impl NodeHandle {
         tokens: TokenKey,
         committer: CommitterHandle<Submission>,
         replies: Arc<Replies>,
-        gate: Arc<StoreGate>,
+        (gate, namespaces): (Arc<StoreGate>, Arc<Namespaces>),
         transport: Option<TransportHandle>,
     ) -> Self {
         let peers = config.replication.iter().flat_map(|replication| &replication.peers);
@@ -140,6 +145,7 @@ impl NodeHandle {
             committer,
             replies,
             gate,
+            namespaces,
             transport,
             regions: Mutex::new(regions),
             stopping: AtomicBool::new(false),
@@ -161,6 +167,30 @@ impl NodeHandle {
     /// What clients may do.
     pub fn limits(&self) -> &LimitsSection {
         &self.0.limits
+    }
+
+    /// The node's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.0.identity.node
+    }
+
+    /// What is known of namespaces.
+    pub(crate) fn namespaces(&self) -> &Arc<Namespaces> {
+        &self.0.namespaces
+    }
+
+    /// Has what is known of namespaces be what the store has now.
+    pub(crate) async fn refresh_namespaces(&self) -> Result<(), ReadFailure> {
+        let (namespaces, at) = (Arc::clone(&self.0.namespaces), self.read_at());
+        self.read(move |store| namespaces.refresh(store, at)).await
+    }
+
+    /// A step of counting what namespaces take. Tells whether there is more to count.
+    pub(crate) async fn count_namespaces(&self) -> Result<bool, ReadFailure> {
+        let (gate, namespaces) = (Arc::clone(&self.0.gate), Arc::clone(&self.0.namespaces));
+        let step = move || gate.enter(|store| namespaces.count(store));
+        let counted = blocking(step).await?;
+        Ok(counted.ok_or(Stopped)??)
     }
 
     /// The key of the cluster's tokens.
@@ -248,14 +278,7 @@ impl NodeHandle {
             let shown = StoreView::open(&snapshot).map_err(ReadFailure::from)?;
             read(&shown).map_err(Into::into)
         };
-        let task = tokio::task::spawn_blocking(move || gate.enter(shown));
-        match task.await {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => Err(Stopped.into()),
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // The runtime is going down.
-            Err(_) => Err(Stopped.into()),
-        }
+        blocking(move || gate.enter(shown)).await?.unwrap_or(Err(Stopped.into()))
     }
 
     /// The regions of replicas, past incarnations too: those whose node this one has ever been linked with.
@@ -296,5 +319,14 @@ impl NodeHandle {
     pub(super) fn stop(&self) {
         self.0.stopping.store(true, Ordering::Relaxed);
         self.0.replies.wrote();
+    }
+}
+
+/// Runs on a thread that may block. `Err` if the runtime is going down.
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, Stopped> {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(value) => Ok(value),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(Stopped),
     }
 }

@@ -1,4 +1,4 @@
-//! The records of a namespace, by key.
+//! The records of a namespace, by key; and namespaces.
 //!
 //! Marks say which records have rows; rows may be left although nothing of them lives (a counter that was cleared),
 //! so each mark is checked before it is shown. A page looks at no further record once it has looked at
@@ -12,6 +12,9 @@ use crate::codec::CodecError;
 use crate::ids::{Key, Namespace, RecordId};
 use crate::keys;
 use crate::store::{Family, StoreError, StoreRead};
+
+/// Marks and rows that are looked at to find out whether a namespace has live records.
+const MARKS_MAX: usize = 100_000;
 
 /// The keys of live records that begin with a prefix (of characters, possibly none), after a name (exclusive; it need
 /// not be a key), in byte order.
@@ -68,6 +71,40 @@ pub fn list_keys(
         ControlFlow::Continue(())
     })?;
     outcome.map(|()| page)
+}
+
+/// The namespaces after one in which there are live records, in byte order.
+pub fn list_namespaces(
+    store: &impl StoreRead,
+    at: ReadAt,
+    after: Option<&Namespace>,
+    most: usize,
+) -> Result<Vec<Namespace>, ReadError> {
+    let beyond = |namespace: &Namespace| keys::after_prefix(&keys::key_marks(namespace));
+    let mut from = after.map_or_else(Vec::new, beyond);
+    let mut found = Vec::new();
+    // No name begins with this byte: it is not of UTF-8.
+    while found.len() < most
+        && let Some((mark, _)) = store.first(Family::Keys, &from, &[0xFF])?
+    {
+        let name = mark.split(|&byte| byte == 0).next().and_then(|name| std::str::from_utf8(name).ok());
+        let namespace = name.and_then(|name| Namespace::new(name).ok());
+        let malformed = || CodecError::Malformed("a mark names no namespace".into());
+        let namespace = namespace.ok_or_else(malformed).map_err(StoreError::damaged("keys"))?;
+        from = beyond(&namespace);
+        if has_keys(store, at, &namespace)? {
+            found.push(namespace);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether there are live records in a namespace. One with more marks of dead records than [`MARKS_MAX`] before them is
+/// taken to have some.
+pub fn has_keys(store: &impl StoreRead, at: ReadAt, namespace: &Namespace) -> Result<bool, ReadError> {
+    let limits = PageLimits { items_max: 1, bytes_max: 1, rows_max: MARKS_MAX };
+    let page = list_keys(store, at, namespace, "", None, limits)?;
+    Ok(!page.items.is_empty() || page.next.is_some())
 }
 
 /// Whether some field has a live value.
