@@ -194,6 +194,8 @@ fn op(op: &Op) -> String {
         Op::ZIncr { field, member, by } => format!("zincr {member} of {field} by {by}"),
         Op::ZRemove { field, members } => format!("zremove {} from {field}", names(members)),
         Op::Observe { field, members } => format!("observe {} in {field}", names(members)),
+        Op::ObserveRanks { field, ranks } => format!("observe ranks {ranks:?} in {field}"),
+        Op::ExpireAt { at_ms } => format!("expire at {at_ms}"),
         Op::Expire { in_ms } => format!("expire in {in_ms} ms"),
         Op::Persist => "persist".into(),
         Op::Clear { field } => format!("clear {field}"),

@@ -126,6 +126,7 @@ impl OpLine {
             }
             Op::Expire { in_ms } => Self::Expire { in_ms: *in_ms },
             Op::Persist => Self::Persist,
+            Op::ExpireAt { .. } | Op::ObserveRanks { .. } => unreachable!("no workload has it"),
             Op::Clear { field } => Self::Clear { field: field.to_string() },
             Op::Delete => Self::Delete,
         }

@@ -118,6 +118,88 @@ async fn fill(server: &Server, rng: &mut Rng) {
     batch(server, "app", &json!({"writes": [{"key": "wide", "ops": ops}]})).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scores_observations_and_times_of_expiry_are_kept() {
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let from = Server::start(&lone_config(here.path(), "")).await;
+    let to = Server::start(&lone_config(there.path(), "")).await;
+    let mut rng = Rng::new(20_261);
+    let mut hard = [0.1, -0.0, 5e-324, f64::MAX, f64::MIN, 31.245270191439438, 1.0e23].into_iter();
+    let mut score = || hard.next().unwrap_or_else(|| f64::from_bits(rng.below(0x7FE0_0000_0000_0000)));
+    for part in 0..5 {
+        let members = (0..LARGE / 5).map(|i| format!("m{part}/{i} \"ü")).collect::<Vec<_>>();
+        let scores: serde_json::Map<_, _> =
+            members.iter().map(|member| (member.clone(), json!(score()))).collect();
+        let ops = json!([
+            {"op": "zadd", "field": "top", "scores": scores},
+            {"op": "observe", "field": "seen", "members": members},
+            {"op": "enable", "field": "z"},
+        ]);
+        batch(&from, "app", &json!({"writes": [{"key": "large", "ops": ops}]})).await;
+    }
+    let ops = json!([
+        {"op": "zincr", "field": "top", "member": "a", "by": 0.25},
+        {"op": "zincr", "field": "top", "member": "a", "by": 0.5},
+        {"op": "observe", "field": "seen", "members": ["a"]},
+        {"op": "incr", "field": "plays", "by": 2},
+        {"op": "expire", "in_ms": 3_600_000},
+    ]);
+    batch(&from, "app", &json!({"writes": [{"key": "small", "ops": ops}, {"key": "soon", "ops": ops}]}))
+        .await;
+    // Siblings are written in commits of their own.
+    let seen = token(&from, "/v1/app?limit=1").await;
+    for value in ["1", "2"] {
+        let put = from.request("PUT", "/v1/app/soon/title").header("godwit-seen", &seen);
+        Answer::of(put.body(value)).await.json();
+    }
+    assert_eq!(from.get("/v1/app/small/top").await.json()["value"], json!([["a", 0.75]]));
+    assert!(from.get("/v1/app/small").await.json().get("expires").is_none());
+
+    let exported = export(&from, "app", &[]);
+    let path = file(&here, &exported);
+    let ended = import(&to, "copy", &path, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(body(&export(&to, "copy", &[])), body(&exported));
+    for path in
+        ["large/top?order=rank&limit=1000", "large/top?limit=1000", "large/seen", "small/seen?view=ranks"]
+    {
+        let copy = to.get(&format!("/v1/copy/{path}")).await.body;
+        assert_eq!(copy, from.get(&format!("/v1/app/{path}")).await.body, "{path}");
+    }
+    assert_eq!(full_view(&to, "/v1/copy/small").await, full_view(&from, "/v1/app/small").await);
+    assert!(full_view(&to, "/v1/copy/small").await.contains("\"expires\":\"20"));
+    // The same members again are counted already, and a score that is imported is the one that counts.
+    let again = json!([{"op": "observe", "field": "seen", "members": ["m0/1 \"ü", "m4/7 \"ü"]}]);
+    batch(&to, "copy", &json!({"writes": [{"key": "large", "ops": again}]})).await;
+    assert_eq!(to.get("/v1/copy/large/seen").await.body, from.get("/v1/app/large/seen").await.body);
+    let ops = json!([{"op": "zadd", "field": "top", "scores": {"a": 7}}, {"op": "persist"}]);
+    batch(&to, "copy", &json!({"writes": [{"key": "small", "ops": ops}]})).await;
+    let ended = import(&to, "copy", &path, &["--replace"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(body(&export(&to, "copy", &[])), body(&exported));
+
+    // What has expired by the time of the import is not there, whatever the record consists of.
+    let of = |line: &str, key: &str| line.starts_with(&format!("{{\"key\":\"{key}\""));
+    let expired: Vec<String> = exported
+        .lines()
+        .map(|line| match of(line, "soon") {
+            true => {
+                let (before, after) = line.split_once("\"expires\":\"").unwrap();
+                format!("{before}\"expires\":\"2020-02-29T23:59:59.999Z{}", &after[24..])
+            }
+            false => line.to_owned(),
+        })
+        .collect();
+    let path = file(&here, &expired.join("\n"));
+    let ended = import(&to, "late", &path, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    to.get("/v1/late/soon").await.problem(404, "not-found");
+    assert_eq!(to.get("/v1/late").await.json()["keys"], json!(["large", "small"]));
+    let path = file(&here, &exported.replace("\"expires\":\"20", "\"expires\":\"x"));
+    let ended = import(&to, "wrong", &path, &[]);
+    assert!(ended.code == Some(1) && ended.told.contains("`at` must be a time"), "{}", ended.told);
+}
+
 /// The full view of a record without who wrote it when, as text: equal texts are equal values, byte by byte.
 async fn full_view(server: &Server, path: &str) -> String {
     let answer = server.get(&format!("{path}?view=full")).await;

@@ -67,6 +67,39 @@ async fn a_zset_is_paged_by_name_rank_and_score() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_that_has_passed_deletes_and_one_to_come_is_told() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&lone_config(dir.path(), "")).await;
+    board(&server).await;
+    commit(&server, json!([{"op": "expire", "at": "2100-01-01T12:00:00.250Z"}])).await.json();
+    let full = server.get(&format!("{RECORD}?view=full")).await.json();
+    assert_eq!(full["expires"], "2100-01-01T12:00:00.250Z");
+    let body = json!({"reads": ["board"]}).to_string();
+    let batch = Answer::of(server.request("POST", "/v1/ns?view=full").body(body)).await.json();
+    assert_eq!(batch["records"][0]["expires"], "2100-01-01T12:00:00.250Z");
+    // What comes after it in the commit is there, and the expiry is gone with the rest.
+    let ops =
+        json!([{"op": "expire", "at": "2001-01-01T00:00:00Z"}, {"op": "incr", "field": "plays", "by": 1}]);
+    commit(&server, ops).await.json();
+    let full = server.get(&format!("{RECORD}?view=full")).await.json();
+    assert_eq!((full.get("expires"), &full["fields"]["plays"]["value"]), (None, &json!(1)));
+    assert_eq!(full["fields"].as_object().unwrap().len(), 1);
+    let ops =
+        json!([{"op": "incr", "field": "plays", "by": 1}, {"op": "expire", "at": "2001-01-01T00:00:00Z"}]);
+    commit(&server, ops).await.json();
+    server.get(RECORD).await.problem(404, "not-found");
+
+    commit(&server, json!([{"op": "observe", "field": "seen", "ranks": [[3, 2], [3, 5], [7, 1]]}]))
+        .await
+        .json();
+    let ranks = server.get(&format!("{RECORD}/seen?view=ranks")).await.json();
+    assert_eq!(ranks, json!({"field": "seen", "ranks": [[3, 5], [7, 1]]}));
+    commit(&server, json!([{"op": "add", "field": "tags", "members": ["x"]}])).await.json();
+    server.get(&format!("{RECORD}/tags?view=ranks")).await.problem(409, "type-mismatch");
+    server.get(&format!("{RECORD}/none?view=ranks")).await.problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_wrong_is_refused() {
     let dir = TempDir::new().unwrap();
     let server = Server::start(&lone_config(dir.path(), "")).await;

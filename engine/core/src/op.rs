@@ -78,10 +78,24 @@ pub enum Op {
         /// The members.
         members: Vec<Member>,
     },
+    /// Notes what observations came to elsewhere: greatest ranks of registers (see [`crate::types::unique`]).
+    ObserveRanks {
+        /// The unique.
+        field: Field,
+        /// Registers and ranks, each below [`REGISTERS`](crate::types::unique::REGISTERS) and from 1 to
+        /// [`RANK_MAX`](crate::types::unique::RANK_MAX).
+        ranks: Vec<(u16, u8)>,
+    },
     /// Sets when the record expires.
     Expire {
         /// In how many milliseconds from the commit on, 1 to [`EXPIRE_MS_MAX`](crate::types::expiry::EXPIRE_MS_MAX).
         in_ms: u64,
+    },
+    /// Sets the time at which the record expires, in milliseconds since 1970. If that has passed, the record is deleted, as by
+    /// [`Self::Delete`].
+    ExpireAt {
+        /// The time.
+        at_ms: u64,
     },
     /// Makes the record never expire.
     Persist,
@@ -110,7 +124,9 @@ impl Op {
             | Self::ZAdd { .. }
             | Self::ZIncr { .. }
             | Self::Observe { .. }
+            | Self::ObserveRanks { .. }
             | Self::Expire { .. }
+            | Self::ExpireAt { .. }
             | Self::Persist => false,
         }
     }
@@ -137,8 +153,14 @@ impl Op {
             Self::ZAdd { field, .. } | Self::ZIncr { field, .. } | Self::ZRemove { field, .. } => {
                 Some((field, FieldType::ZSET))
             }
-            Self::Observe { field, .. } => Some((field, FieldType::UNIQUE)),
-            Self::Clear { .. } | Self::Delete | Self::Expire { .. } | Self::Persist => None,
+            Self::Observe { field, .. } | Self::ObserveRanks { field, .. } => {
+                Some((field, FieldType::UNIQUE))
+            }
+            Self::Clear { .. }
+            | Self::Delete
+            | Self::Expire { .. }
+            | Self::ExpireAt { .. }
+            | Self::Persist => None,
         }
     }
 
@@ -155,6 +177,7 @@ impl Op {
                 (scores.len(), scores.iter().map(of).sum())
             }
             Self::ZIncr { member, .. } => (1, bytes(member)),
+            Self::ObserveRanks { ranks, .. } => (ranks.len(), ranks.len() * size_of::<(u16, u8)>()),
             _ => (0, 0),
         }
     }

@@ -25,14 +25,17 @@ use crate::codec::CodecError;
 use crate::context::Dot;
 use crate::ids::{Field, RecordId};
 use crate::keys;
+use crate::partition;
 use crate::row::{FieldType, Row};
 use crate::store::{StoreError, StoreRead};
 use crate::time::Hlc;
+use crate::types::expiry::NEVER;
 use crate::types::register;
 use crate::types::score::Score;
 
 pub use listing::{has_keys, list_keys, list_namespaces};
 pub use sets::{contains, kept_size, members, size};
+pub use uniques::ranks;
 pub use zsets::{Place, Ranked, ZPage, ZRange, scored, zmembers, zpage, zsize};
 
 use rows::{Budget, Record, Rows, each_type};
@@ -196,6 +199,13 @@ pub fn field(
     let mut views = read_fields(&record, &range, limits.members_max)?;
     views.sort_by_key(|view| view.ty.read_precedence());
     Ok(views)
+}
+
+/// When a record is to expire, in milliseconds since 1970; `None` if it is not, or what it has was written since it did.
+pub fn expires(store: &impl StoreRead, at: ReadAt, record: &RecordId) -> Result<Option<u64>, ReadError> {
+    let partition = record.partition(at.partitions);
+    let expiry = partition::read_expiry(store, &keys::record_prefix(partition, record))?;
+    Ok(Some(expiry.at).filter(|time| *time > at.now_ms && *time != NEVER))
 }
 
 /// The types of a field that have a live value, in the order of precedence.

@@ -119,5 +119,5 @@ pub(super) async fn within_quota(
 
 /// Whether an operation leaves no more than there was: to have a record expire is to free what it takes.
 fn takes_away(op: &Op) -> bool {
-    op.only_removes() || matches!(op, Op::Expire { .. })
+    op.only_removes() || matches!(op, Op::Expire { .. } | Op::ExpireAt { .. })
 }

@@ -27,7 +27,7 @@ use super::problem::Problem;
 use super::request::{self, NamespacePath, Query};
 use super::respond::Fetched;
 use super::session::Session;
-use super::view::{self, CommittedBody, RecordBody, Shape, Viewer};
+use super::view::{self, CommittedBody, RecordBody, RecordView, Shape, Viewer};
 use super::{Api, respond};
 use crate::node::StoreView;
 use crate::node::{CommitFailure, Committed};
@@ -114,12 +114,16 @@ async fn reads(
     let partitions = api.node.partitions();
     let homes = ids.iter().map(|id| id.partition(partitions)).collect();
     let at = api.node.read_at();
-    let read = move |store: &StoreView<'_>, limits| read::records(store, at, &ids, limits);
+    let read = move |store: &StoreView<'_>, limits| {
+        let fields = read::records(store, at, &ids, limits)?.into_iter().zip(ids.iter());
+        let view = |(fields, id)| RecordView::of(fields, shape, store, at, id);
+        fields.map(view).collect::<Result<Vec<_>, _>>()
+    };
     let Fetched { views, room } = respond::fetch(api, session, &homes, read).await?;
-    let viewer = Viewer::new(&api.node, shape, views.iter().flatten()).await;
-    let show = |(key, views): (&Key, Vec<_>)| {
-        let there = !views.is_empty();
-        there.then(|| viewer.record(key.as_str(), views, None)).transpose()
+    let viewer = Viewer::new(&api.node, shape, views.iter().flat_map(|view| &view.fields)).await;
+    let show = |(key, view): (&Key, RecordView)| {
+        let there = !view.fields.is_empty();
+        there.then(|| viewer.record(key.as_str(), view, None)).transpose()
     };
     let records = keys.iter().zip(views).map(show).collect::<Result<_, _>>()?;
     respond::held(&ReadsBody { records }, room)

@@ -7,7 +7,8 @@ use axum::response::Response;
 use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
-use godwit_core::read;
+use godwit_core::read::{self, ReadError};
+use serde::Serialize;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, FieldPath, Query};
@@ -29,7 +30,7 @@ pub(super) async fn read(
         uri.query(),
         &[&["after", "limit", "numbers", "view"][..], &zsets::PARAMETERS].concat(),
     )?;
-    let view = query.one_of("view", &["full", "size"])?;
+    let view = query.one_of("view", &["full", "ranks", "size"])?;
     let ranked = zsets::PARAMETERS.iter().any(|name| query.text(name).is_some());
     let paged = ranked || query.text("after").is_some() || query.text("limit").is_some();
     match view {
@@ -38,6 +39,7 @@ pub(super) async fn read(
                 format!("a page has no view: leave out view={view}, or after, limit and what orders a page");
             Err(Problem::new(Kind::Malformed, detail))
         }
+        Some("ranks") => ranks(&api, &session, record, field, &headers).await,
         Some("size") => sets::size(&api, &session, record, field, &headers).await,
         None if ranked => zsets::page(&api, &session, record, field, &query, &headers).await,
         None if paged => sets::page(&api, &session, record, field, &query, &headers).await,
@@ -62,6 +64,39 @@ async fn value(
     match viewer.field(field.as_str(), views)? {
         Some(body) => respond::tagged(&body, headers, room),
         None => Err(absent(&field)),
+    }
+}
+
+#[derive(Serialize)]
+struct RanksBody<'a> {
+    field: &'a str,
+    ranks: Vec<(u16, u8)>,
+}
+
+/// The registers of a unique and their ranks, which `observe` takes.
+async fn ranks(
+    api: &Api,
+    session: &Session,
+    record: RecordId,
+    field: Field,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let at = api.node.read_at();
+    let home = [record.partition(at.partitions)];
+    let name = field.clone();
+    let read = move |store: &StoreView<'_>| match read::ranks(store, at, &record, &field)? {
+        ranks if ranks.is_empty() => Ok(Err(read::live_types(store, at, &record, &field)?)),
+        ranks => Ok::<_, ReadError>(Ok(ranks)),
+    };
+    match session.read(api, home, read).await? {
+        Ok(ranks) => respond::tagged(&RanksBody { field: name.as_str(), ranks }, headers, None),
+        Err(types) => Err(match types.first() {
+            Some(other) => {
+                let detail = format!("the field {name:?} is a {other}, and only a unique has ranks");
+                Problem::new(Kind::TypeMismatch, detail)
+            }
+            None => absent(&name),
+        }),
     }
 }
 

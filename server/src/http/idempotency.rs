@@ -120,6 +120,17 @@ impl Form {
                 self.number(*in_ms);
             }
             Op::Persist => begin(14, ""),
+            Op::ExpireAt { at_ms } => {
+                begin(15, "");
+                self.number(*at_ms);
+            }
+            Op::ObserveRanks { field, ranks } => {
+                begin(16, field.as_str());
+                self.number(ranks.len() as u64);
+                ranks
+                    .iter()
+                    .for_each(|(register, rank)| self.number(u64::from(*register) << 8 | u64::from(*rank)));
+            }
         }
     }
 }

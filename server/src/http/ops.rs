@@ -13,11 +13,13 @@ use godwit_core::json::Json;
 use godwit_core::op::Op;
 use godwit_core::types::expiry::EXPIRE_MS_MAX;
 use godwit_core::types::score::{NotFinite, Score};
+use godwit_core::types::unique::{RANK_MAX, REGISTERS};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::problem::{Kind, Problem};
+use super::time;
 use crate::config::LimitsSection;
 
 /// The operations that this version has, for people.
@@ -57,6 +59,10 @@ struct RawOp<'a> {
     scores: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     in_ms: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    at: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    ranks: Option<&'a RawValue>,
 }
 
 /// Keeps `null` apart from what is not there: a register may be set to `null`.
@@ -101,10 +107,11 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
     let takes: &[&str] = match name.op.as_ref() {
         "set" => &["value"],
         "incr" => &["by"],
-        "add" | "remove" | "zremove" | "observe" => &["members"],
+        "add" | "remove" | "zremove" => &["members"],
+        "observe" => &["members", "ranks"],
         "zadd" => &["scores"],
         "zincr" => &["member", "by"],
-        "expire" => &["in_ms"],
+        "expire" => &["in_ms", "at"],
         "enable" | "disable" | "clear" | "persist" => &[],
         other => {
             let detail = format!("there is no operation {other:?}; this version has: {NAMES}");
@@ -119,6 +126,8 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
         ("member", raw.member),
         ("scores", raw.scores),
         ("in_ms", raw.in_ms),
+        ("at", raw.at),
+        ("ranks", raw.ranks),
     ];
     if let Some((name, _)) = given.iter().find(|(name, value)| value.is_some() && !takes.contains(name)) {
         return Err(malformed(format!("the operation {:?} does not take `{name}`", raw.op)));
@@ -128,10 +137,13 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
         if raw.field.is_some() {
             return Err(malformed(format!("{:?} is about the whole record: leave out `field`", raw.op)));
         }
-        let Some(in_ms) = raw.in_ms else {
-            return if raw.op == "persist" { Ok(Op::Persist) } else { Err(missing("in_ms")) };
+        return match (raw.in_ms, raw.at) {
+            (None, None) if raw.op == "persist" => Ok(Op::Persist),
+            (Some(in_ms), None) => expire(in_ms),
+            (None, Some(at)) => expire_at(at),
+            (Some(_), Some(_)) => Err(malformed("\"expire\" takes `in_ms` or `at`, not both")),
+            (None, None) => Err(missing("in_ms")),
         };
-        return expire(in_ms);
     }
     let field = Field::new(raw.field.as_deref().ok_or_else(|| missing("field"))?)?;
     Ok(match raw.op.as_ref() {
@@ -153,6 +165,12 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
             let scores = raw.scores.ok_or_else(|| missing("scores"))?;
             Op::ZAdd { field, scores: self::scores(scores, limits, members_left)? }
         }
+        "observe" if raw.ranks.is_some() => match (raw.ranks, raw.members) {
+            (Some(ranks), None) => {
+                Op::ObserveRanks { field, ranks: self::ranks(ranks, limits, members_left)? }
+            }
+            _ => return Err(malformed("\"observe\" takes `members` or `ranks`, not both")),
+        },
         "zincr" => {
             let member: Cow<'_, str> =
                 serde_json::from_str(raw.member.ok_or_else(|| missing("member"))?.get())
@@ -180,6 +198,30 @@ fn expire(in_ms: &RawValue) -> Result<Op, Problem> {
     let wrong =
         || malformed(format!("`in_ms` must be an integer from 1 to {EXPIRE_MS_MAX}, in milliseconds"));
     in_ms.map(|in_ms| Op::Expire { in_ms }).ok_or_else(wrong)
+}
+
+fn expire_at(at: &RawValue) -> Result<Op, Problem> {
+    let at = serde_json::from_str::<Cow<'_, str>>(at.get()).ok();
+    let at_ms = at.and_then(|at| time::parse(&at));
+    let wrong = || malformed("`at` must be a time like \"2026-11-23T09:30:00.000Z\", in UTC, from 1970 on");
+    at_ms.map(|at_ms| Op::ExpireAt { at_ms }).ok_or_else(wrong)
+}
+
+/// Registers and ranks, in the order given.
+fn ranks(raw: &RawValue, limits: &LimitsSection, left: &mut usize) -> Result<Vec<(u16, u8)>, Problem> {
+    let ranks: Vec<(u16, u8)> = bounded(raw, *left).map_err(|failure| match failure {
+        Unread::Beyond => too_many(limits),
+        Unread::Not(error) => malformed(format!("`ranks` is not an array of [register, rank]: {error}")),
+    })?;
+    *left -= ranks.len();
+    let is_one = |(register, rank): &(u16, u8)| *register < REGISTERS && (1..=RANK_MAX).contains(rank);
+    match ranks.iter().all(is_one) && !ranks.is_empty() {
+        true => Ok(ranks),
+        false => Err(malformed(format!(
+            "`ranks` must have at least one [register, rank], registers from 0 to {}, ranks from 1 to {RANK_MAX}",
+            REGISTERS - 1
+        ))),
+    }
 }
 
 /// A finite number. What is out of the range of a 64-bit float is refused, not rounded to an infinity.
@@ -351,6 +393,15 @@ mod tests {
             Op::Expire { in_ms: 7 },
         ];
         assert_eq!(parse(body, &limits()).unwrap(), expected);
+        let body = r#"{"ops":[{"op":"observe","field":"u","ranks":[[0,1],[16383,51]]},
+            {"op":"expire","at":"1970-01-01T00:01:00Z"},{"op":"zincr","field":"z","member":"m","by":31.245270191439438}]}"#;
+        let expected = [
+            Op::ObserveRanks { field: field("u"), ranks: vec![(0, 1), (16383, 51)] },
+            Op::ExpireAt { at_ms: 60_000 },
+            // Some readers of JSON take it for its neighbour.
+            Op::ZIncr { field: field("z"), member: member("m"), by: number(31.245270191439438) },
+        ];
+        assert_eq!(parse(body, &limits()).unwrap(), expected);
         let body = r#"{"ops":[{"op":"enable","field":"f"},{"op":"disable","field":"f"},{"op":"clear","field":"f"}]}"#;
         let f = || field("f");
         let expected = [Op::Enable { field: f() }, Op::Disable { field: f() }, Op::Clear { field: f() }];
@@ -386,6 +437,17 @@ mod tests {
             (one(r#"{"op":"expire","in_ms":1.5}"#), "integer"),
             (one(r#"{"op":"expire","in_ms":5,"field":"a"}"#), "whole record"),
             (one(r#"{"op":"persist","in_ms":5}"#), "does not take"),
+            (one(r#"{"op":"persist","at":"2031-01-01T00:00:00Z"}"#), "does not take"),
+            (one(r#"{"op":"expire","at":"2031-01-01T00:00:00Z","in_ms":5}"#), "not both"),
+            (one(r#"{"op":"expire","at":5}"#), "a time like"),
+            (one(r#"{"op":"expire","at":"tomorrow"}"#), "a time like"),
+            (one(r#"{"op":"observe","field":"a"}"#), "needs `members`"),
+            (one(r#"{"op":"observe","field":"a","members":["x"],"ranks":[[0,1]]}"#), "not both"),
+            (one(r#"{"op":"observe","field":"a","ranks":[]}"#), "at least one"),
+            (one(r#"{"op":"observe","field":"a","ranks":[[16384,1]]}"#), "from 0 to 16383"),
+            (one(r#"{"op":"observe","field":"a","ranks":[[0,0]]}"#), "from 1 to 51"),
+            (one(r#"{"op":"observe","field":"a","ranks":[[0,1],[0,1],[0,1],[0,1],[0,1]]}"#), "more than 4"),
+            (one(r#"{"op":"observe","field":"a","ranks":{"0":1}}"#), "array"),
             (one(r#"{"op":"set","field":"a"}"#), "needs `value`"),
             (one(r#"{"op":"set","value":1}"#), "needs `field`"),
             (one(r#"{"op":"set","field":"a","value":1,"by":1}"#), "does not take `by`"),

@@ -6,13 +6,13 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
-use godwit_core::read::{self, FieldView};
+use godwit_core::read;
 
 use super::problem::{Kind, Problem};
 use super::request::{self, Query, RecordPath};
 use super::respond::Fetched;
 use super::session::Session;
-use super::view::{self, CommittedBody, Shape, Viewer};
+use super::view::{self, CommittedBody, RecordView, Shape, Viewer};
 use super::{Api, ops, respond};
 use crate::node::StoreView;
 
@@ -25,13 +25,13 @@ pub(super) async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let shape = Shape::parse(&Query::of_data(uri.query(), &view::PARAMETERS)?)?;
-    let Fetched { views, room } = fetch(&api, &session, &record).await?;
-    if views.is_empty() {
+    let Fetched { views: view, room } = fetch(&api, &session, shape, &record).await?;
+    if view.fields.is_empty() {
         let detail = format!("the record {:?} has no live field", record.key);
         return Err(Problem::new(Kind::NotFound, detail));
     }
-    let viewer = Viewer::new(&api.node, shape, &views).await;
-    respond::tagged(&viewer.record(record.key.as_str(), views, None)?, &headers, room)
+    let viewer = Viewer::new(&api.node, shape, &view.fields).await;
+    respond::tagged(&viewer.record(record.key.as_str(), view, None)?, &headers, room)
 }
 
 /// `PATCH`: operations, committed together. A record that is asked for and too large to show is left out of the answer.
@@ -54,11 +54,11 @@ pub(super) async fn patch(
         return respond::json(&CommittedBody::from(committed));
     }
     // The commit stands, whatever becomes of showing the record.
-    let Ok(Fetched { views, room }) = fetch(&api, &session, &record).await else {
+    let Ok(Fetched { views: view, room }) = fetch(&api, &session, shape, &record).await else {
         return respond::json(&CommittedBody::from(committed));
     };
-    let viewer = Viewer::new(&api.node, shape, &views).await;
-    respond::held(&viewer.record(record.key.as_str(), views, Some(committed))?, room)
+    let viewer = Viewer::new(&api.node, shape, &view.fields).await;
+    respond::held(&viewer.record(record.key.as_str(), view, Some(committed))?, room)
 }
 
 /// `DELETE`: clears every field as seen.
@@ -73,10 +73,17 @@ pub(super) async fn delete(
     respond::json(&CommittedBody::from(committed))
 }
 
-async fn fetch(api: &Api, session: &Session, record: &RecordId) -> Result<Fetched<Vec<FieldView>>, Problem> {
+async fn fetch(
+    api: &Api,
+    session: &Session,
+    shape: Shape,
+    record: &RecordId,
+) -> Result<Fetched<RecordView>, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
     let home = [record.partition(partitions)].into();
     let at = api.node.read_at();
-    let read = move |store: &StoreView<'_>, limits| read::record(store, at, &record, limits);
+    let read = move |store: &StoreView<'_>, limits| {
+        RecordView::of(read::record(store, at, &record, limits)?, shape, store, at, &record)
+    };
     respond::fetch(api, session, &home, read).await
 }

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use godwit_core::ids::ReplicaId;
-use godwit_core::read::{FieldView, Value};
+use godwit_core::ids::{RecordId, ReplicaId};
+use godwit_core::read::{self, FieldView, ReadAt, ReadError, Value};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::request::Query;
 use super::time::rfc3339;
 use super::zsets;
-use crate::node::{Committed, NodeHandle};
+use crate::node::{Committed, NodeHandle, StoreView};
 
 /// The most members of a set or zset that a read shows.
 pub(super) const MEMBERS_SHOWN_MAX: usize = 1_000;
@@ -48,6 +48,9 @@ pub(super) struct RecordBody {
     fields: BTreeMap<String, FieldBody>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     truncated: Vec<String>,
+    /// In the full view.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
     /// Of the commit that this answers, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<u16>,
@@ -136,6 +139,29 @@ impl From<Committed> for CommittedBody {
     }
 }
 
+/// What is read of a record.
+#[derive(Debug)]
+pub(super) struct RecordView {
+    pub(super) fields: Vec<FieldView>,
+    /// When it expires, in milliseconds since 1970.
+    pub(super) expires_ms: Option<u64>,
+}
+
+impl RecordView {
+    /// Of fields as they were read, in a store and a shape.
+    pub(super) fn of(
+        fields: Vec<FieldView>,
+        shape: Shape,
+        store: &StoreView<'_>,
+        at: ReadAt,
+        record: &RecordId,
+    ) -> Result<Self, ReadError> {
+        let is_told = shape.full && !fields.is_empty();
+        let expires_ms = if is_told { read::expires(store, at, record)? } else { None };
+        Ok(Self { fields, expires_ms })
+    }
+}
+
 /// Shows fields, whose regions it looks up if they are to be shown.
 pub(super) struct Viewer {
     shape: Shape,
@@ -159,15 +185,15 @@ impl Viewer {
         Self { shape, regions }
     }
 
-    /// A record of fields sorted by name, then by precedence.
+    /// A record, its fields sorted by name, then by precedence.
     pub(super) fn record(
         &self,
         key: &str,
-        views: Vec<FieldView>,
+        view: RecordView,
         committed: Option<Committed>,
     ) -> Result<RecordBody, Problem> {
         let mut by_name: BTreeMap<String, Vec<FieldView>> = BTreeMap::new();
-        for view in views {
+        for view in view.fields {
             by_name.entry(view.field.as_str().to_owned()).or_default().push(view);
         }
         let mut truncated = Vec::new();
@@ -192,6 +218,7 @@ impl Viewer {
             key: key.to_owned(),
             fields,
             truncated,
+            expires: view.expires_ms.map(rfc3339),
             partition: committed.as_ref().map(|committed| committed.partition),
             commit: committed.map(|committed| committed.commit),
         })

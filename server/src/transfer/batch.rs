@@ -29,6 +29,8 @@ pub(super) struct Item {
     pub(super) ops: String,
     /// Registers with siblings: the name, and the values, the winner last.
     pub(super) contested: Vec<(String, Vec<Box<RawValue>>)>,
+    /// The operation that comes last in each commit: when the record expires. Of one that has expired by then nothing is left.
+    pub(super) expires: Option<String>,
     ops_count: usize,
     members: usize,
     bytes: usize,
@@ -198,7 +200,7 @@ impl Batch {
 }
 
 fn item(line: u64, record: RecordLine, bytes: usize, drop_shadowed: bool) -> Result<Item, String> {
-    let RecordLine { key, continues, fields } = record;
+    let RecordLine { key, continues, expires, fields } = record;
     if fields.is_empty() {
         return Err(format!("the record {key:?} has no fields"));
     }
@@ -213,15 +215,19 @@ fn item(line: u64, record: RecordLine, bytes: usize, drop_shadowed: bool) -> Res
                 part.field
             ));
         }
-        members += part.members.len();
+        members += part.members.len() + part.scores.len() + part.ranks.len();
         let op = operation(part).map_err(|(field, detail)| format!("the field {field:?} {detail}"))?;
         match op {
             Operation::Plain(op) => ops.push(op),
             Operation::Contested(field, values) => contested.push((field, values)),
         }
     }
+    let expires = expires.map(|at| format!(r#"{{"op":"expire","at":{}}}"#, serde_json::Value::from(at)));
+    if !ops.is_empty() {
+        ops.extend(expires.clone());
+    }
     let ops_count = ops.len() + contested.len();
-    Ok(Item { line, key, continues, ops: ops.join(","), contested, ops_count, members, bytes })
+    Ok(Item { line, key, continues, ops: ops.join(","), contested, expires, ops_count, members, bytes })
 }
 
 enum Operation {
@@ -230,32 +236,44 @@ enum Operation {
 }
 
 fn operation(part: FieldLine) -> Result<Operation, (String, String)> {
-    let FieldLine { field, r#type, value, mut siblings, members, shadowed: _ } = part;
+    let FieldLine { field, r#type, value, mut siblings, members, scores, ranks, shadowed: _ } = part;
     let name = serde_json::Value::from(field.as_str());
     let refused = |detail: &str| Err((field.clone(), detail.to_owned()));
-    match (r#type.as_str(), value) {
-        ("register", Some(value)) if members.is_empty() => {
-            if !siblings.is_empty() {
-                siblings.push(value);
-                return Ok(Operation::Contested(field, siblings));
-            }
-            Ok(Operation::Plain(set(&name, &value)))
+    let has = (!siblings.is_empty(), !members.is_empty(), !scores.is_empty(), !ranks.is_empty());
+    match (r#type.as_str(), value, has) {
+        ("register", Some(value), (false, false, false, false)) => Ok(Operation::Plain(set(&name, &value))),
+        ("register", Some(value), (true, false, false, false)) => {
+            siblings.push(value);
+            Ok(Operation::Contested(field, siblings))
         }
-        ("counter", Some(value)) if members.is_empty() && siblings.is_empty() => {
+        ("counter", Some(value), (false, false, false, false)) => {
             match serde_json::from_str::<i64>(value.get()) {
                 Ok(by) => Ok(Operation::Plain(format!(r#"{{"op":"incr","field":{name},"by":{by}}}"#))),
                 Err(_) => refused("is a counter whose value is not an integer of 64 bits"),
             }
         }
-        ("flag", None) if members.is_empty() && siblings.is_empty() => {
+        ("flag", None, (false, false, false, false)) => {
             Ok(Operation::Plain(format!(r#"{{"op":"enable","field":{name}}}"#)))
         }
-        ("set", None) if !members.is_empty() && siblings.is_empty() => {
+        ("set", None, (false, true, false, false)) => {
             let members = serde_json::Value::from(members);
             Ok(Operation::Plain(format!(r#"{{"op":"add","field":{name},"members":{members}}}"#)))
         }
-        ("register" | "counter" | "flag" | "set", _) => refused(
-            "does not have what its type has: a register and a counter `value`, a set `members`, a flag nothing",
+        ("zset", None, (false, false, true, false)) => {
+            let score = |(member, score): (String, Box<RawValue>)| {
+                format!("{}:{}", serde_json::Value::from(member), score.get())
+            };
+            let scores = scores.into_iter().map(score).collect::<Vec<_>>().join(",");
+            Ok(Operation::Plain(format!(r#"{{"op":"zadd","field":{name},"scores":{{{scores}}}}}"#)))
+        }
+        ("unique", None, (false, false, false, true)) => {
+            let ranks = ranks.iter().map(|(register, rank)| format!("[{register},{rank}]"));
+            let ranks = ranks.collect::<Vec<_>>().join(",");
+            Ok(Operation::Plain(format!(r#"{{"op":"observe","field":{name},"ranks":[{ranks}]}}"#)))
+        }
+        ("register" | "counter" | "flag" | "set" | "zset" | "unique", ..) => refused(
+            "does not have what its type has: a register and a counter `value`, a set `members`, a zset `scores`, a unique \
+             `ranks`, a flag nothing",
         ),
         _ => refused(&format!(
             "has the type {type:?}, which this version of godwit cannot import: use the version that wrote the export"
@@ -322,7 +340,10 @@ mod tests {
     fn wrong_lines_are_named() {
         let one = |field: &str| format!(r#"{{"key":"k","fields":[{{"field":"f",{field}}}]}}"#);
         let cases = [
-            (one(r#""type":"zset""#), "type \"zset\""),
+            (one(r#""type":"zset""#), "does not have what its type has"),
+            (one(r#""type":"zset","members":["a"]"#), "does not have"),
+            (one(r#""type":"unique","ranks":[]"#), "does not have"),
+            (one(r#""type":"document""#), "type \"document\""),
             (one(r#""type":"counter","value":9223372036854775808"#), "64 bits"),
             (one(r#""type":"counter","value":1.0"#), "64 bits"),
             (one(r#""type":"counter""#), "does not have what its type has"),

@@ -92,6 +92,8 @@ pub(super) struct Keys {
 pub(super) struct Record {
     pub(super) key: String,
     pub(super) fields: std::collections::BTreeMap<String, FieldView>,
+    /// When it expires.
+    pub(super) expires: Option<String>,
     #[serde(default, rename = "truncated")]
     _truncated: serde::de::IgnoredAny,
 }

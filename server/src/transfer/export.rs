@@ -1,4 +1,4 @@
-//! Reading a namespace: lists of keys, records in the full view, and the rest of large sets page by page.
+//! Reading a namespace: lists of keys, records in the full view, and the rest of large sets and zsets page by page.
 //!
 //! Keys are listed ahead of the records that are read, and records ahead of the lines that are written, [`PAGES_AHEAD`]
 //! pages at most. Each record is of one moment (a large set is not); the export as a whole is not.
@@ -11,10 +11,12 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::task::JoinHandle;
 
-use super::client::{Client, FieldView, Read, encoded};
+use super::client::{Client, FieldView, Read, Record, encoded};
 use super::line::{End, FORMAT, FieldLine, Header, RecordLine, Totals};
 use super::progress::{Counts, Progress};
 use crate::http::time::rfc3339_system;
@@ -23,8 +25,9 @@ use crate::http::time::rfc3339_system;
 const PAGE: usize = 1_000;
 /// Pages of records that are read ahead of the lines written.
 const PAGES_AHEAD: usize = 3;
-/// After so many fields or bytes of them a record goes on in another line.
+/// After so many fields, members of them or bytes a record goes on in another line: one can be imported in a commit.
 const LINE_FIELDS: usize = 500;
+const LINE_MEMBERS: usize = 1_000;
 const LINE_BYTES: usize = 1024 * 1024;
 /// Siblings of a register that a read shows at most.
 const SIBLINGS_SHOWN: usize = godwit_core::read::SIBLINGS_MAX;
@@ -48,11 +51,20 @@ pub struct ExportArguments {
     pub quiet: bool,
 }
 
-/// The part of a page of a set that is read.
+/// The part of a page of a set or zset that is read.
 #[derive(Deserialize)]
-struct MembersPage {
-    value: Vec<String>,
+struct Page<T> {
+    value: Vec<T>,
     next: Option<String>,
+}
+
+/// A member of a zset, and its score.
+type Scored = (String, Box<RawValue>);
+
+/// What a unique is read by.
+#[derive(Deserialize)]
+struct Ranks {
+    ranks: Vec<(u16, u8)>,
 }
 
 /// Where lines go, and what was written.
@@ -129,9 +141,7 @@ async fn write_all<W: Write>(
         for read in page.await.context("reading records")?? {
             for record in read.records {
                 let key = record.key.clone();
-                write_record(client, record.key, record.fields.into_iter(), output)
-                    .await
-                    .with_context(|| format!("the record {key:?}"))?;
+                write_record(client, record, output).await.with_context(|| format!("the record {key:?}"))?;
                 output.last = Some(key);
                 output.totals.records += 1;
                 output.counts.records.fetch_add(1, Ordering::Relaxed);
@@ -142,42 +152,29 @@ async fn write_all<W: Write>(
 
 async fn write_record<W: Write>(
     client: &Client,
-    key: String,
-    fields: impl Iterator<Item = (String, FieldView)>,
+    record: Record,
     output: &mut Output<W>,
 ) -> anyhow::Result<()> {
-    let mut line = RecordLine { key, continues: false, fields: Vec::new() };
-    let mut bytes = 0;
+    let Record { key, fields, expires, .. } = record;
+    let mut line = RecordLine { key, continues: false, expires, fields: Vec::new() };
+    let (mut bytes, mut members) = (0, 0);
     for (field, mut view) in fields {
         let others = std::mem::take(&mut view.others);
         let mut shadowed = false;
         for view in std::iter::once(view).chain(others) {
             output.crowded += u64::from(view.siblings.len() >= SIBLINGS_SHOWN);
-            let truncated = view.truncated;
-            let part = part(&field, view, shadowed)?;
-            let size = size(&part);
-            // A line holds what fits, and at least one field.
-            if line.fields.len() >= LINE_FIELDS || (bytes + size > LINE_BYTES && !line.fields.is_empty()) {
-                output.part(&mut line)?;
-                bytes = 0;
-            }
-            let last = part.members.last().cloned();
-            line.fields.push(part);
-            bytes += size;
-            let mut next = last.filter(|_| truncated);
-            while let Some(after) = next {
-                output.part(&mut line)?;
-                bytes = 0;
-                let page: MembersPage = members(client, &line.key, &field, &after).await?;
-                ensure!(page.next.as_ref().is_none_or(|next| *next > after), "a set is paged in no order");
-                next = page.next;
-                if !page.value.is_empty() {
-                    bytes = page.value.iter().map(String::len).sum();
-                    let r#type = "set".to_owned();
-                    let (field, members) = (field.clone(), page.value);
-                    let part = FieldLine { field, r#type, value: None, siblings: vec![], members, shadowed };
-                    line.fields.push(part);
+            let mut parts = Parts::of(&field, view, shadowed)?;
+            while let Some(part) = parts.next(client, &line.key).await? {
+                let of_part = part.members.len() + part.scores.len() + part.ranks.len();
+                (bytes, members) = (bytes + size(&part), members + of_part);
+                // A line holds what fits, and at least one field.
+                let is_full =
+                    line.fields.len() >= LINE_FIELDS || members > LINE_MEMBERS || bytes > LINE_BYTES;
+                if is_full && !line.fields.is_empty() {
+                    output.part(&mut line)?;
+                    (bytes, members) = (size(&part), of_part);
                 }
+                line.fields.push(part);
             }
             shadowed = true;
         }
@@ -185,34 +182,131 @@ async fn write_record<W: Write>(
     output.part(&mut line)
 }
 
-/// A page of a set. One that is gone by now has no more members.
-async fn members(client: &Client, key: &str, field: &str, after: &str) -> anyhow::Result<MembersPage> {
-    let (key, field, after) = (encoded(key), encoded(field), encoded(after));
-    let answer = client.get(&format!("/{key}/{field}?after={after}&limit={PAGE}")).await?;
-    match answer.status {
-        404 | 409 => Ok(MembersPage { value: Vec::new(), next: None }),
-        _ => answer.json(),
+/// A field, a part at a time.
+struct Parts {
+    field: String,
+    r#type: String,
+    shadowed: bool,
+    /// The part that is there already.
+    first: Option<FieldLine>,
+    rest: Rest,
+}
+
+/// What there is of a field beyond what the record's read showed.
+enum Rest {
+    Nothing,
+    /// Members after one.
+    Members(String),
+    /// Members after one, or all, and their scores.
+    Scores(Option<String>),
+    /// All registers, of which so many are told.
+    Ranks(usize),
+}
+
+impl Parts {
+    fn of(field: &str, view: FieldView, shadowed: bool) -> anyhow::Result<Self> {
+        let FieldView { r#type, value, siblings, truncated, .. } = view;
+        let (field, mut rest) = (field.to_owned(), Rest::Nothing);
+        let mut part = FieldLine { field: field.clone(), r#type, siblings, shadowed, ..FieldLine::default() };
+        match part.r#type.as_str() {
+            "register" | "counter" => part.value = Some(value),
+            "flag" => {}
+            "set" => {
+                part.members =
+                    serde_json::from_str(value.get()).context("a set that is no array of strings")?;
+                if let Some(last) = part.members.last().filter(|_| truncated) {
+                    rest = Rest::Members(last.clone());
+                }
+            }
+            // What is shown is the beginning by rank, and pages go by member.
+            "zset" if truncated => rest = Rest::Scores(None),
+            "zset" => {
+                part.scores =
+                    serde_json::from_str(value.get()).context("a zset that is no array of pairs")?;
+            }
+            "unique" => rest = Rest::Ranks(0),
+            _ => bail!(
+                "the field {field:?} has the type {:?}, which this version of godwit cannot export: use the node's version of it",
+                part.r#type
+            ),
+        }
+        let r#type = part.r#type.clone();
+        let first = (!matches!(rest, Rest::Scores(_) | Rest::Ranks(_))).then_some(part);
+        Ok(Self { field, r#type, shadowed, first, rest })
+    }
+
+    async fn next(&mut self, client: &Client, key: &str) -> anyhow::Result<Option<FieldLine>> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        let Self { field, r#type, shadowed, .. } = self;
+        let mut part = FieldLine {
+            field: field.clone(),
+            r#type: r#type.clone(),
+            shadowed: *shadowed,
+            ..FieldLine::default()
+        };
+        let path = format!("/{}/{}", encoded(key), encoded(field));
+        loop {
+            match std::mem::replace(&mut self.rest, Rest::Nothing) {
+                Rest::Nothing => return Ok(None),
+                Rest::Members(after) => {
+                    let page: Page<String> = page(client, &path, Some(&after)).await?;
+                    (part.members, self.rest) = (page.value, page.next.map_or(Rest::Nothing, Rest::Members));
+                }
+                Rest::Scores(after) => {
+                    let page: Page<Scored> = page(client, &path, after.as_deref()).await?;
+                    let more = |next| Rest::Scores(Some(next));
+                    (part.scores, self.rest) = (page.value, page.next.map_or(Rest::Nothing, more));
+                }
+                Rest::Ranks(told) => {
+                    let answer = client.get(&format!("{path}?view=ranks")).await?;
+                    let ranks =
+                        if is_gone(answer.status) { Vec::new() } else { answer.json::<Ranks>()?.ranks };
+                    part.ranks = ranks.iter().skip(told).take(PAGE).copied().collect();
+                    if ranks.len() > told + PAGE {
+                        self.rest = Rest::Ranks(told + PAGE);
+                    }
+                }
+            }
+            // A page may be empty although there is a next one.
+            if !(part.members.is_empty() && part.scores.is_empty() && part.ranks.is_empty()) {
+                return Ok(Some(part));
+            }
+        }
     }
 }
 
-fn part(field: &str, view: FieldView, shadowed: bool) -> anyhow::Result<FieldLine> {
-    let FieldView { r#type, value, siblings, .. } = view;
-    let (mut kept, mut members) = (None, Vec::new());
-    match r#type.as_str() {
-        "register" | "counter" => kept = Some(value),
-        "flag" => {}
-        "set" => members = serde_json::from_str(value.get()).context("a set that is no array of strings")?,
-        _ => bail!(
-            "the field {field:?} has the type {:?}, which this version of godwit cannot export: use the node's version of it",
-            r#type
-        ),
+/// A page of a set or zset. One that is gone by now has no more members.
+async fn page<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    after: Option<&str>,
+) -> anyhow::Result<Page<T>> {
+    let from = after.map_or_else(String::new, |after| format!("&after={}", encoded(after)));
+    let answer = client.get(&format!("{path}?limit={PAGE}{from}")).await?;
+    if is_gone(answer.status) {
+        return Ok(Page { value: Vec::new(), next: None });
     }
-    Ok(FieldLine { field: field.to_owned(), r#type, value: kept, siblings, members, shadowed })
+    let page: Page<T> = answer.json()?;
+    let is_later = page.next.as_deref().is_none_or(|next| after.is_none_or(|after| next > after));
+    ensure!(is_later, "members are paged in no order");
+    Ok(page)
+}
+
+/// Whether a field is not there any more, or has become another type.
+fn is_gone(status: u16) -> bool {
+    matches!(status, 404 | 409)
 }
 
 fn size(part: &FieldLine) -> usize {
     let values = part.value.iter().chain(&part.siblings).map(|value| value.get().len()).sum::<usize>();
-    part.field.len() + values + part.members.iter().map(String::len).sum::<usize>()
+    let scores = part.scores.iter().map(|(member, score)| member.len() + score.get().len()).sum::<usize>();
+    part.field.len()
+        + values
+        + scores
+        + part.members.iter().map(String::len).sum::<usize>()
+        + 8 * part.ranks.len()
 }
 
 impl<W: Write> Output<W> {

@@ -440,8 +440,12 @@ fn contested(item: &Item, round: usize) -> Option<Line<'_>> {
         let field = serde_json::Value::from(field.as_str());
         values.get(round).map(|value| batch::set(&field, value))
     });
-    let ops = sets.collect::<Vec<_>>().join(",");
-    (!ops.is_empty()).then(|| Line { number: item.line, key: &item.key, ops })
+    let mut ops: Vec<String> = sets.collect();
+    if ops.is_empty() {
+        return None;
+    }
+    ops.extend(item.expires.clone());
+    Some(Line { number: item.line, key: &item.key, ops: ops.join(",") })
 }
 
 /// Records in parts of a bounded number of fields.
@@ -464,7 +468,10 @@ fn clear_json(record: &Record) -> Result<String, serde_json::Error> {
     let clear = |field: &String| {
         Ok::<_, serde_json::Error>(format!(r#"{{"op":"clear","field":{}}}"#, serde_json::to_string(field)?))
     };
-    let ops = record.fields.keys().map(clear).collect::<Result<Vec<_>, _>>()?;
+    let mut ops = record.fields.keys().map(clear).collect::<Result<Vec<_>, _>>()?;
+    if record.expires.is_some() {
+        ops.push(r#"{"op":"persist"}"#.to_owned());
+    }
     write_json(&record.key, &ops.join(","))
 }
 

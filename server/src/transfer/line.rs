@@ -34,13 +34,16 @@ pub(super) struct RecordLine {
     /// Whether lines before this one hold other parts of the record.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) continues: bool,
+    /// When the record expires; on each of its lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expires: Option<String>,
     pub(super) fields: Vec<FieldLine>,
 }
 
-/// A field, or a part of a set. Which members there are depends on the type.
+/// A field, or a part of a set, zset or unique. Which members there are depends on the type.
 ///
 /// A plain struct, since a tagged enum of serde would not keep the text of numbers.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FieldLine {
     pub(super) field: String,
@@ -54,6 +57,12 @@ pub(super) struct FieldLine {
     /// Of a set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) members: Vec<String>,
+    /// Of a zset: members and their scores.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) scores: Vec<(String, Box<RawValue>)>,
+    /// Of a unique: registers and their ranks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) ranks: Vec<(u16, u8)>,
     /// Whether another type of this name stands before it when the name is read.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) shadowed: bool,
@@ -140,8 +149,8 @@ mod tests {
             ("", "EOF"),
             ("[]", "not a record"),
             (r#"{"key":"k"}"#, "missing field `fields`"),
-            (r#"{"key":"k","fields":[],"expires":1}"#, "unknown field `expires`"),
-            (r#"{"key":"k","fields":[{"field":"f","type":"zset","scores":{}}]}"#, "unknown field `scores`"),
+            (r#"{"key":"k","fields":[],"owner":1}"#, "unknown field `owner`"),
+            (r#"{"key":"k","fields":[{"field":"f","type":"zset","places":{}}]}"#, "unknown field `places`"),
             (&header.replace(":1,", ":2,"), "format 2"),
         ];
         for (text, says) in cases {

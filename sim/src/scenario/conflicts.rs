@@ -111,7 +111,8 @@ impl Conflicts {
                     }
                     Op::Enable { field: name }
                     | Op::ZIncr { field: name, .. }
-                    | Op::Observe { field: name, .. } => {
+                    | Op::Observe { field: name, .. }
+                    | Op::ObserveRanks { field: name, .. } => {
                         self.gives(made, field(name), &shown, names);
                         self.gives(made, whole(), &shown, names);
                     }
@@ -132,7 +133,7 @@ impl Conflicts {
                         self.gives(made, whole(), &shown, names);
                     }
                     // What passes with time loses to nobody.
-                    Op::Expire { .. } | Op::Persist => {}
+                    Op::Expire { .. } | Op::ExpireAt { .. } | Op::Persist => {}
                     Op::Remove { field: name, members } | Op::ZRemove { field: name, members } => {
                         for member in members {
                             let slot = (record.clone(), Some(name.clone()), Some(member.clone()));
@@ -259,6 +260,8 @@ fn shown_op(op: &Op) -> String {
         Op::ZIncr { member, by, .. } => format!("zincr {member} {by}"),
         Op::ZRemove { members: names, .. } => format!("zremove {}", members(names)),
         Op::Observe { members: names, .. } => format!("observe {}", members(names)),
+        Op::ObserveRanks { ranks, .. } => format!("observe {} ranks", ranks.len()),
+        Op::ExpireAt { at_ms } => format!("expire at {at_ms}"),
         Op::Expire { in_ms } => format!("expire in {in_ms} ms"),
         Op::Persist => "persist".into(),
         Op::Clear { .. } => "clear".into(),

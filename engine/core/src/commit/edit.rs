@@ -215,12 +215,14 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 self.look_again(field, FieldType::ZSET)?;
             }
             Op::Observe { field, members } => {
-                for member in members {
-                    let slot = unique::slot(member);
-                    let unit = self.unit(field, FieldType::UNIQUE, unique::register_of(&slot))?;
-                    unique::observe(unit, &slot);
-                }
+                members.iter().try_for_each(|member| self.observe(field, &unique::slot(member)))?;
             }
+            Op::ObserveRanks { field, ranks } => {
+                let slots = ranks.iter().map(|(register, rank)| unique::slot_of(*register, *rank));
+                slots.into_iter().try_for_each(|slot| self.observe(field, &slot))?;
+            }
+            Op::ExpireAt { at_ms } if *at_ms <= self.now_ms => return self.apply(&Op::Delete),
+            Op::ExpireAt { at_ms } => self.expire(*at_ms)?,
             Op::Expire { in_ms } => self.expire(self.now_ms.saturating_add(*in_ms))?,
             Op::Persist => self.expire(expiry::NEVER)?,
             Op::Clear { field } => return self.clear_field(field),
@@ -240,6 +242,12 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             }
         }
         Ok(Ok(()))
+    }
+
+    fn observe(&mut self, field: &Field, slot: &[u8]) -> Result<(), StoreError> {
+        let unit = self.unit(field, FieldType::UNIQUE, unique::register_of(slot))?;
+        unique::observe(unit, slot);
+        Ok(())
     }
 
     fn expire(&mut self, at: u64) -> Result<(), StoreError> {

@@ -2,16 +2,40 @@
 
 use std::ops::ControlFlow;
 
-use super::rows::Rows;
-use super::{ReadError, Value};
+use super::rows::{Budget, Record, Rows};
+use super::{ReadAt, ReadError, Value};
 use crate::derived::State;
+use crate::ids::{Field, RecordId};
 use crate::keys;
-use crate::row::Row;
+use crate::row::{FieldType, Row};
 use crate::store::StoreRead;
 use crate::types::unique::{self, Histogram};
 
 /// Rows looked at for what is told beside an estimate that the node keeps.
 const ROWS_SHOWN: usize = 64;
+
+/// The greatest rank of each register that has one, in the order of registers: what a unique's estimate follows from.
+pub fn ranks(
+    store: &impl StoreRead,
+    at: ReadAt,
+    record: &RecordId,
+    field: &Field,
+) -> Result<Vec<(u16, u8)>, ReadError> {
+    let budget = Budget::unlimited();
+    let record = Record::open(store, at, record, &budget)?;
+    let rows = record.rows(field, FieldType::UNIQUE);
+    let mut ranks: Vec<(u16, u8)> = Vec::new();
+    rows.each(rows.range(), &keys::after_prefix(rows.range()), |row| {
+        let (register, rank) = unique::parse(&row.slot)?;
+        match ranks.last_mut() {
+            // In the order of keys a register's greatest rank comes last.
+            Some(last) if last.0 == register => last.1 = rank,
+            _ => ranks.push((register, rank)),
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(ranks)
+}
 
 /// A unique's value, and the latest of the rows looked at.
 pub(super) fn view(rows: &Rows<'_, impl StoreRead>) -> Result<Option<(Value, Row)>, ReadError> {

@@ -29,8 +29,13 @@ pub fn slot(member: &Member) -> Vec<u8> {
     let register = (hash & u64::from(REGISTERS - 1)) as u16;
     // The guard bit ends a run of zeros.
     let rank = ((hash >> REGISTER_BITS) | 1 << (u64::BITS - REGISTER_BITS)).trailing_zeros() + 1;
+    slot_of(register, rank as u8)
+}
+
+/// The slot of a register's rank.
+pub fn slot_of(register: u16, rank: u8) -> Vec<u8> {
     let [high, low] = register.to_be_bytes();
-    vec![high, low, rank as u8]
+    vec![high, low, rank]
 }
 
 /// The register and rank of a slot.
