@@ -123,6 +123,38 @@ async fn changes_are_told_with_their_values() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expires_is_told_when_its_time_comes() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&lone_config(dir.path(), "")).await;
+    let mut feed = Feed::open(&server, "prefix=pod", None).await;
+    for (key, in_ms) in [("pod/soon", 1_000), ("pod/later", 3_600_000), ("pod/kept", 1_000), ("other", 1_000)]
+    {
+        let ops = json!([{"op": "set", "field": "title", "value": 1}, {"op": "expire", "in_ms": in_ms}]);
+        patch(&server, key, ops).await;
+    }
+    patch(&server, "pod/kept", json!([{"op": "persist"}])).await;
+    let mut gone = Vec::new();
+    // Until both times have come. What was to expire then, and does no more, may be told, as it is.
+    while gone.is_empty() {
+        let change = feed.change().await;
+        match change["deleted"] == true {
+            true => gone.push(change["key"].clone()),
+            false => assert_eq!(change["fields"]["title"], 1),
+        }
+    }
+    assert_eq!(gone, ["pod/soon"]);
+    server.get("/v1/ns/pod%2Fsoon").await.problem(404, "not-found");
+    set(&server, "pod/end", 2).await;
+    loop {
+        let change = feed.change().await;
+        assert_ne!(change["deleted"], true, "{change}");
+        if change["key"] == "pod/end" {
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prefix_filters_and_positions_go_on() {
     let dir = TempDir::new().unwrap();
     let server = Server::start(&lone_config(dir.path(), "")).await;

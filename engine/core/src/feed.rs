@@ -12,6 +12,9 @@
 //!   see it go back. So with the first step here its position loses what this node lacks, in that partition: that is told
 //!   again when it comes. Waiting for it instead could take as long as a cut.
 //!
+//! - *What expires is told when its time has come*, though no commit says so, by [`Expiries`]: where a consumer is connected at that
+//!   moment, by that node's clock. Whoever is not hears of the commit that sweeps it.
+//!
 //! An interval of which a consumer has a part is told whole: an event may come again, and says what is so now.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,9 +23,11 @@ use std::ops::ControlFlow;
 use crate::context::{Dot, Seen, VersionVector};
 use crate::delta::{Delta, RecordDelta};
 use crate::ids::{Field, Namespace, PartitionId, RecordId};
+use crate::keys;
 use crate::partition::{self, LogEntry};
+use crate::read::ReadAt;
 use crate::row::FieldType;
-use crate::store::{StoreError, StoreRead};
+use crate::store::{Family, StoreError, StoreRead};
 use crate::token::Token;
 
 /// What a consumer follows.
@@ -32,6 +37,12 @@ pub struct Followed {
     pub namespace: Namespace,
     /// What keys begin with.
     pub prefix: String,
+}
+
+impl Followed {
+    fn has(&self, record: &RecordId) -> bool {
+        record.namespace == self.namespace && record.key.as_str().starts_with(&self.prefix)
+    }
 }
 
 /// How much one step looks at.
@@ -104,6 +115,72 @@ impl Cursor {
     }
 }
 
+/// How far a consumer was told of what has expired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiries {
+    /// What expired up to here was told, in milliseconds since 1970.
+    told_ms: u64,
+    /// What expires up to here is being told.
+    until_ms: u64,
+    /// From where on.
+    partition: u16,
+    from: Vec<u8>,
+}
+
+impl Expiries {
+    /// Of what expires from a time on.
+    pub fn since(now_ms: u64) -> Self {
+        Self { told_ms: now_ms, until_ms: now_ms, partition: 0, from: Vec::new() }
+    }
+
+    /// Up to so many records whose times have come. Fewer than that: all there are by now.
+    pub fn look(
+        &mut self,
+        store: &impl StoreRead,
+        at: ReadAt,
+        followed: &Followed,
+        most: usize,
+    ) -> Result<Vec<Change>, StoreError> {
+        let mut found = Vec::new();
+        if self.partition == 0 && self.from.is_empty() {
+            self.until_ms = at.now_ms.max(self.told_ms);
+        }
+        while self.partition < at.partitions {
+            let partition = PartitionId(self.partition);
+            if store.get(Family::Meta, &keys::has_expiries(partition))?.is_some() {
+                let from = keys::due_from(partition, self.told_ms + 1).max(std::mem::take(&mut self.from));
+                let mut outcome = Ok(());
+                store.scan(
+                    Family::Meta,
+                    &from,
+                    &keys::due_from(partition, self.until_ms + 1),
+                    &mut |key, _| {
+                        if found.len() >= most {
+                            self.from = key.to_vec();
+                            return ControlFlow::Break(());
+                        }
+                        match keys::parse_due(key) {
+                            Ok((_, record)) if followed.has(&record) => {
+                                found.push(Change { record, fields: None });
+                            }
+                            Ok(_) => {}
+                            Err(error) => outcome = Err(StoreError::damaged("meta: due")(error)),
+                        }
+                        ControlFlow::Continue(())
+                    },
+                )?;
+                outcome?;
+                if !self.from.is_empty() {
+                    return Ok(found);
+                }
+            }
+            self.partition += 1;
+        }
+        *self = Self::since(self.until_ms);
+        Ok(found)
+    }
+}
+
 /// Reads on in a partition: what is found, and the position after it. `None`: the position covers all there is.
 fn read_on(
     store: &impl StoreRead,
@@ -155,10 +232,7 @@ impl Step {
             let what = format!("the log tells {:?} after {:?}", delta.dots, self.position);
             return Err(StoreError::Inconsistent(what));
         }
-        let is_followed = |record: &RecordId| {
-            record.namespace == followed.namespace && record.key.as_str().starts_with(&followed.prefix)
-        };
-        for record in delta.records.iter().filter(|record| is_followed(&record.record)) {
+        for record in delta.records.iter().filter(|record| followed.has(&record.record)) {
             self.change(record);
         }
         for dot in delta.dots.last_dots().filter(|dot| !self.position.covers(*dot)).collect::<Vec<_>>() {

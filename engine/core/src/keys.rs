@@ -216,6 +216,11 @@ pub fn dues(partition: PartitionId) -> Vec<u8> {
     [b"due/", &partition.0.to_be_bytes()[..]].concat()
 }
 
+/// Where the keys made by [`due`] of a time, in milliseconds since 1970, begin.
+pub fn due_from(partition: PartitionId, at_ms: u64) -> Vec<u8> {
+    [dues(partition).as_slice(), &at_ms.to_be_bytes()].concat()
+}
+
 /// The parts of a key made by [`due`].
 pub fn parse_due(key: &[u8]) -> Result<(u64, RecordId), CodecError> {
     let names = key.get(14..).ok_or_else(|| malformed("a due record's key is too short"))?;

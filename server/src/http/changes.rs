@@ -23,7 +23,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use godwit_core::feed::{Change, Cursor, Followed, Found, StepLimits};
+use godwit_core::feed::{Change, Cursor, Expiries, Followed, Found, StepLimits};
 use godwit_core::ids::PartitionId;
 use godwit_core::read::{self, FieldView, ReadError, ReadLimits};
 use godwit_core::token::Token;
@@ -84,7 +84,8 @@ pub(super) async fn follow(
     };
     let (sender, body) = Channel::<Bytes, Infallible>::new(CHUNKS_MAX);
     let followed = Followed { namespace, prefix };
-    let feed = Feed { node: api.node.clone(), followed, shape, cursor: Cursor::new(position) };
+    let expiries = Expiries::since(api.node.read_at().now_ms);
+    let feed = Feed { node: api.node.clone(), followed, shape, cursor: Cursor::new(position), expiries };
     tokio::spawn(feed.run(sender, place));
     let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((head, Body::new(body)).into_response())
@@ -104,6 +105,7 @@ struct Feed {
     shape: Shape,
     /// Where the consumer is once it has handled all that was sent.
     cursor: Cursor,
+    expiries: Expiries,
 }
 
 /// What a look found, with values.
@@ -187,12 +189,16 @@ impl Feed {
 
     /// The next step, in one snapshot of the store with the values that it tells.
     async fn look(&mut self) -> Result<Option<Look>, ReadFailure> {
-        let (mut cursor, followed, at) = (self.cursor.clone(), self.followed.clone(), self.node.read_at());
+        let (mut cursor, mut expiries) = (self.cursor.clone(), self.expiries.clone());
+        let (followed, at) = (self.followed.clone(), self.node.read_at());
         let limits = ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max: RECORD_BYTES_MAX };
         let read = move |store: &StoreView<'_>| {
             let changes = match cursor.look(store, at.partitions, &followed, STEP)? {
-                None => return Ok::<_, ReadError>((cursor, None)),
-                Some(Found::Reset(_)) => return Ok((cursor, Some(Look::Reset))),
+                None => match expiries.look(store, at, &followed, STEP.records_max)? {
+                    expired if expired.is_empty() => return Ok::<_, ReadError>((cursor, expiries, None)),
+                    expired => expired,
+                },
+                Some(Found::Reset(_)) => return Ok((cursor, expiries, Some(Look::Reset))),
                 Some(Found::Step(changes)) => changes,
             };
             let with_views = |change: Change| match read::record(store, at, &change.record, limits) {
@@ -201,10 +207,10 @@ impl Feed {
                 Err(error) => Err(error),
             };
             let changes = changes.into_iter().map(with_views).collect::<Result<_, _>>()?;
-            Ok((cursor, Some(Look::Step(changes))))
+            Ok((cursor, expiries, Some(Look::Step(changes))))
         };
-        let (cursor, look) = self.node.read(read).await?;
-        self.cursor = cursor;
+        let (cursor, expiries, look) = self.node.read(read).await?;
+        (self.cursor, self.expiries) = (cursor, expiries);
         Ok(look)
     }
 

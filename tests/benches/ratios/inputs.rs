@@ -20,7 +20,7 @@ pub const PAGES: usize = 20;
 const RECORDS: u64 = 10_000;
 
 /// One partition, so that all sides have the same context and log.
-const AT: ReadAt = ReadAt { partitions: 1, now_ms: 0 };
+pub const AT: ReadAt = ReadAt { partitions: 1, now_ms: 0 };
 
 pub fn record(key: String) -> RecordId {
     let namespace = Namespace::new("bench").expect("a name");

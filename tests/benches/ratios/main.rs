@@ -10,6 +10,7 @@
 //!
 //! `docs/BENCHMARKS.md` says how to run this and how to read it.
 
+mod boards;
 mod drivers;
 mod inputs;
 
@@ -18,6 +19,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use boards::{Board, To};
 use criterion::{Criterion, Throughput};
 use drivers::{Driven, Group, Raw};
 use godwit_core::ids::RecordId;
@@ -38,6 +40,7 @@ const SYNCS: usize = 100;
 const SYNC_US_MAX: f64 = 1_000.0;
 
 const LARGE_SET: u32 = 1_000_000;
+const SMALL_BOARD: u32 = 1_000;
 const PAGED_SET: u32 = 1_000;
 const SMALL_SET: u32 = 100;
 /// Small sets that share what is added to such: each stays small, and all of them together stay cached.
@@ -250,6 +253,72 @@ fn commits(what: &'static str, kind: Kind, wanted: Option<f64>, driven: &mut Dri
     Ratio { what, wanted, base, tested, sync_us: Some(sync_us()) }
 }
 
+/// Increments of a leaderboard of 1,000,000 members to those of as many counters, and what its readers ask.
+fn boards(large: &mut Driven, small: &Driven) -> [Ratio; 3] {
+    let mut board = Board::new(LARGE_SET);
+    let (mut base, mut tested) = (Samples::default(), Samples::default());
+    // The order of the sides is drawn, and both act on one store.
+    let shared = RefCell::new((large, &mut board));
+    let sample = |to: To, samples: &mut Samples, counts: bool| {
+        let (driven, board) = &mut *shared.borrow_mut();
+        let group = driven.group(board.group(to));
+        if counts {
+            samples.push(group);
+        }
+    };
+    alternate(
+        SAMPLES,
+        &mut [&mut |counts| sample(To::Counters, &mut base, counts), &mut |counts| {
+            sample(To::Zset, &mut tested, counts)
+        }],
+    );
+    let what = "zincr, 1,000,000 members, to incr of as many counters";
+    let increments = Ratio { what, wanted: Some(0.5), base, tested, sync_us: Some(sync_us()) };
+
+    let ask = |with_rank: bool, samples: &mut Samples, counts: bool| {
+        let (driven, board) = &mut *shared.borrow_mut();
+        samples.whole.extend(Some(board.ask(&driven.store, with_rank)).filter(|_| counts));
+    };
+    let (mut base, mut tested) = (Samples::default(), Samples::default());
+    alternate(
+        SAMPLES,
+        &mut [&mut |counts| ask(false, &mut base, counts), &mut |counts| ask(true, &mut tested, counts)],
+    );
+    let what = "score with rank to score, of 1,000,000 members";
+    let ranks = Ratio { what, wanted: Some(0.2), base, tested, sync_us: None };
+
+    let of_small = Board::new(SMALL_BOARD);
+    let (mut base, mut tested) = (Samples::default(), Samples::default());
+    alternate(
+        SAMPLES,
+        &mut [
+            &mut |counts| base.whole.extend(Some(of_small.top(&small.store)).filter(|_| counts)),
+            &mut |counts| {
+                let (driven, board) = &mut *shared.borrow_mut();
+                tested.whole.extend(Some(board.top(&driven.store)).filter(|_| counts));
+            },
+        ],
+    );
+    let what = "first 100 of 1,000,000 members to those of 1,000";
+    [increments, ranks, Ratio { what, wanted: None, base, tested, sync_us: None }]
+}
+
+fn leaderboards() -> [Ratio; 3] {
+    let [large_dir, small_dir] = std::array::from_fn(|_| directory());
+    let (mut large, small) = told("filling leaderboards", || {
+        (board(large_dir.path(), LARGE_SET), board(small_dir.path(), SMALL_BOARD))
+    });
+    told("leaderboards", || boards(&mut large, &small))
+}
+
+/// A store with a leaderboard, compacted.
+fn board(dir: &Path, members: u32) -> Driven {
+    let mut driven = Driven::open(dir, StoreOptions::default().block_cache_bytes);
+    Board::new(members).fill(&mut driven);
+    driven.store.compact();
+    driven
+}
+
 fn main() {
     let [large_dir, small_dir, cold_dir, commits_dir, raw_dir] = std::array::from_fn(|_| directory());
     let (large, paged) = (record("large".into()), record("paged".into()));
@@ -292,6 +361,7 @@ fn main() {
     ] {
         ratios.push(told(what, || commits(what, kind, wanted, &mut driven, &raw)));
     }
+    ratios.extend(leaderboards());
     println!(
         "\nratios of rates, of {SAMPLES} samples a side that alternate; of commits, {} of {ROUND} groups:",
         SAMPLES / ROUND
