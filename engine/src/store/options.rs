@@ -139,6 +139,8 @@ pub(super) fn of_family(family: Family, options: &StoreOptions, cache: &Cache) -
         // Members that are not in an order yet are looked up in vain, once each.
         Family::Derived => {
             table.set_bloom_filter(BLOOM_BITS, false);
+            // Read at a dozen places for each change, and made again from rows if need be: speed comes before size.
+            result.set_bottommost_compression_type(DBCompressionType::Lz4);
             8
         }
         // What is asked for here is there: blooms would only cost.

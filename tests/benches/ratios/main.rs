@@ -27,6 +27,11 @@ use godwit_core::rng::Rng;
 use godwit_engine::store::StoreOptions;
 use inputs::{Adder, GROUP, Kind, PAGES, Pager, Writer, record};
 use tempfile::TempDir;
+use tikv_jemallocator::Jemalloc;
+
+/// As the binary has it.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Groups that are committed behind each other, where a group is filled while the one before is written.
 const ROUND: usize = 6;

@@ -67,22 +67,11 @@ impl Order {
         let Some(bytes) = store.get(Family::Derived, &self.key(SCORES, member.as_bytes()))? else {
             return Ok(None);
         };
-        let score = bytes.first_chunk().and_then(|ordered| Score::of_ordered(*ordered));
-        score.map(Some).ok_or_else(|| damaged("a score that is none"))
+        score_in(&bytes).map(Some)
     }
 
-    /// What a member's score was rounded from, if it is in.
-    pub fn total(&self, store: &impl StoreRead, member: &str) -> Result<Option<Exact>, StoreError> {
-        let bytes = store.get(Family::Derived, &self.key(SCORES, member.as_bytes()))?;
-        let exact = bytes.as_deref().and_then(|bytes| bytes.get(8..));
-        exact
-            .map(|exact| codec::decode(TOTAL_VERSION, exact))
-            .transpose()
-            .map_err(StoreError::damaged("derived: order"))
-    }
-
-    /// How many entries come before a member with this score (which need not be in).
-    pub fn rank(&self, store: &impl StoreRead, score: Score, member: &str) -> Result<u64, StoreError> {
+    /// How many entries come before a member with this score (which need not be in), and how many there are.
+    pub fn rank(&self, store: &impl StoreRead, score: Score, member: &str) -> Result<(u64, u64), StoreError> {
         self.before(store, &entry(score, member))
     }
 
@@ -92,7 +81,7 @@ impl Order {
         if with {
             bound = keys::after_prefix(&bound);
         }
-        self.before(store, &bound)
+        Ok(self.before(store, &bound)?.0)
     }
 
     /// Visits entries from a place on, in order.
@@ -138,6 +127,32 @@ impl Order {
         total: Option<Exact>,
     ) -> Result<(), StoreError> {
         let before = self.score(txn, member)?;
+        self.place(txn, member, before, total)
+    }
+
+    /// Adds to what a member's score was rounded from. Tells whether the member is in.
+    pub fn add<S: StoreRead>(
+        &self,
+        txn: &mut Txn<'_, S>,
+        member: &str,
+        added: &Exact,
+    ) -> Result<bool, StoreError> {
+        let Some(bytes) = txn.get(Family::Derived, &self.key(SCORES, member.as_bytes()))? else {
+            return Ok(false);
+        };
+        let total: Exact = codec::decode(TOTAL_VERSION, bytes.get(8..).unwrap_or_default())
+            .map_err(StoreError::damaged("derived: order"))?;
+        self.place(txn, member, Some(score_in(&bytes)?), Some(total.plus(added)))?;
+        Ok(true)
+    }
+
+    fn place<S: StoreRead>(
+        &self,
+        txn: &mut Txn<'_, S>,
+        member: &str,
+        before: Option<Score>,
+        total: Option<Exact>,
+    ) -> Result<(), StoreError> {
         let score = total.as_ref().and_then(rounded);
         let key = self.key(SCORES, member.as_bytes());
         match score.zip(total) {
@@ -168,9 +183,16 @@ impl Order {
         txn.delete(Family::Derived, self.key(ENTRIES, from));
         txn.put(Family::Derived, self.key(ENTRIES, to), Vec::new());
         for level in 1..=LEVELS {
-            let old = self.node_of(txn, level, from)?;
-            let new = self.node_of(txn, level, to)?;
-            let (Some(old), Some(new)) = (old, new) else { return Err(damaged("an entry below no node")) };
+            let Some(old) = self.node_of(txn, level, from)? else {
+                return Err(damaged("an entry below no node"));
+            };
+            // The node ends beyond the new place as well: on this level, and so on all above, nothing changes.
+            if to > from && to <= old.0.as_slice() {
+                break;
+            }
+            let Some(new) = self.node_of(txn, level, to)? else {
+                return Err(damaged("an entry below no node"));
+            };
             if old.0 == new.0 {
                 break;
             }
@@ -233,15 +255,20 @@ impl Order {
         Ok(())
     }
 
-    fn before(&self, store: &impl StoreRead, bound: &[u8]) -> Result<u64, StoreError> {
-        let (mut total, mut start) = (0, Vec::new());
+    /// How many entries come before a bound, and how many there are.
+    fn before(&self, store: &impl StoreRead, bound: &[u8]) -> Result<(u64, u64), StoreError> {
+        let (mut before, mut all, mut start) = (0, 0, Vec::new());
         for level in (1..=LEVELS).rev() {
             self.each_node(store, level, &start.clone(), |end, count| {
-                if end >= bound {
+                if level == LEVELS {
+                    all += count;
+                }
+                if end < bound {
+                    before += count;
+                    start = end.to_vec();
+                } else if level < LEVELS {
                     return ControlFlow::Break(());
                 }
-                total += count;
-                start = end.to_vec();
                 ControlFlow::Continue(())
             })?;
         }
@@ -249,10 +276,10 @@ impl Order {
             if key >= bound {
                 return ControlFlow::Break(());
             }
-            total += 1;
+            before += 1;
             ControlFlow::Continue(())
         })?;
-        Ok(total)
+        Ok((before, all))
     }
 
     /// The node in which an entry is.
@@ -317,6 +344,12 @@ impl Order {
     fn key(&self, level: u8, rest: &[u8]) -> Vec<u8> {
         [&self.root, &[level][..], rest].concat()
     }
+}
+
+/// The score that a member's value begins with.
+fn score_in(bytes: &[u8]) -> Result<Score, StoreError> {
+    let score = bytes.first_chunk().and_then(|ordered| Score::of_ordered(*ordered));
+    score.ok_or_else(|| damaged("a score that is none"))
 }
 
 fn entry(score: Score, member: &str) -> Vec<u8> {
@@ -385,7 +418,8 @@ mod tests {
             sorted.sort();
             prop_assert_eq!(order.len(&store).unwrap(), sorted.len() as u64);
             for (place, (score, member)) in sorted.iter().enumerate() {
-                prop_assert_eq!(order.rank(&store, *score, member).unwrap(), place as u64);
+                let ranked = order.rank(&store, *score, member).unwrap();
+                prop_assert_eq!(ranked, (place as u64, sorted.len() as u64));
                 prop_assert_eq!(order.score(&store, member).unwrap(), Some(*score));
                 let mut found = None;
                 order.each_from(&store, place as u64, |member, score| {

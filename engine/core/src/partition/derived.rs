@@ -67,9 +67,8 @@ impl Source<'_> {
         let order = Order::at(derived::order_root(&range, state.epoch));
         for (base, added) in bases.iter().filter(|(base, _)| before.has(base)) {
             if let (Some(added), Some(member)) = (added, zset::member(base))
-                && let Some(total) = order.total(txn, member)?
+                && order.add(txn, member, added)?
             {
-                order.set(txn, member, Some(total.plus(added)))?;
                 continue;
             }
             self.refresh(txn, &range, &mut state, base)?;

@@ -79,11 +79,15 @@ pub fn scored(
     let record = Record::open(store, at, record, &budget)?;
     let rows = record.rows(field, FieldType::ZSET);
     let base = zset::base(member);
-    let Some(score) = score_of(&rows, &base)? else { return Ok(None) };
-    let Some(desc) = rank else { return Ok(Some((score, None))) };
+    let Some(desc) = rank else { return Ok(score_of(&rows, &base)?.map(|score| (score, None))) };
     let ordered = Ordered::open(&rows)?;
-    let below = ordered.rank(&rows, score, member.as_str())?;
-    let rank = if desc { ordered.len(&rows)?.saturating_sub(below + 1) } else { below };
+    let score = match &ordered {
+        Ordered::Kept(order) => order.score(store, member.as_str())?,
+        Ordered::Sorted(_) => score_of(&rows, &base)?,
+    };
+    let Some(score) = score else { return Ok(None) };
+    let (below, len) = ordered.rank(&rows, score, member.as_str())?;
+    let rank = if desc { len.saturating_sub(below + 1) } else { below };
     Ok(Some((score, Some(rank))))
 }
 
@@ -116,7 +120,7 @@ pub fn zpage(
         (Place::Rank(rank), false) => from = from.max(*rank),
         (Place::Rank(rank), true) => to = to.min(len.saturating_sub(*rank)),
         (Place::After(score, member), desc) => {
-            let below = ordered.rank(&rows, *score, member)?;
+            let (below, _) = ordered.rank(&rows, *score, member)?;
             let is_there = ordered.at(&rows, below)?.is_some_and(|(m, s)| s == *score && m == *member);
             match desc {
                 true => to = to.min(below),
@@ -273,11 +277,18 @@ impl Ordered {
         }
     }
 
-    fn rank(&self, rows: &Rows<'_, impl StoreRead>, score: Score, member: &str) -> Result<u64, ReadError> {
+    /// How many come before a member with this score, and how many there are.
+    fn rank(
+        &self,
+        rows: &Rows<'_, impl StoreRead>,
+        score: Score,
+        member: &str,
+    ) -> Result<(u64, u64), ReadError> {
         match self {
             Self::Kept(order) => Ok(order.rank(rows.store(), score, member)?),
             Self::Sorted(sorted) => {
-                Ok(sorted.partition_point(|(s, m)| (*s, m.as_str()) < (score, member)) as u64)
+                let before = sorted.partition_point(|(s, m)| (*s, m.as_str()) < (score, member));
+                Ok((before as u64, sorted.len() as u64))
             }
         }
     }
