@@ -6,7 +6,9 @@
 //!
 //! - the stamps that one node gives strictly increase, also over restarts, whatever its wall clock does;
 //! - a stamp given after a remote stamp was observed is larger than it, unless the remote one was more than
-//!   the allowed drift ahead of the local wall clock: then it is ignored and reported.
+//!   the allowed drift ahead of the local wall clock: then it is ignored and reported. Where only the greatest of several
+//!   is known (of an interval, of what a repair brought), one beyond the drift must not hide the others: the clock then goes as
+//!   far as the drift allows.
 
 use std::fmt;
 
@@ -112,6 +114,16 @@ impl HlcClock {
         self.last = self.last.max(remote);
         None
     }
+
+    /// Follows remote stamps of which only the greatest is known.
+    pub fn observe_several(&mut self, greatest: Hlc, wall: Wall) -> Option<DriftAlarm> {
+        let alarm = self.observe(greatest, wall);
+        if alarm.is_some() {
+            let next_millisecond = wall.0.saturating_add(self.max_drift_ms).saturating_add(1);
+            self.last = self.last.max(Hlc(Hlc::from_wall(Wall(next_millisecond)).0 - 1));
+        }
+        alarm
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +137,18 @@ mod tests {
         assert_eq!(clock.observe(Hlc::from_wall(Wall(1500)), Wall(1000)), None);
         assert_eq!(clock.observe(Hlc::from_wall(Wall(1501)), Wall(1000)), Some(DriftAlarm { ahead_ms: 501 }));
         assert_eq!(clock.tick(Wall(1000)).millis(), 1500);
+    }
+
+    #[test]
+    fn one_beyond_the_drift_does_not_hide_others() {
+        let mut clock = HlcClock::new(Hlc::default(), 500);
+        let alarm = clock.observe_several(Hlc::from_wall(Wall(9000)), Wall(1000));
+        assert_eq!(alarm, Some(DriftAlarm { ahead_ms: 8000 }));
+        let last_followed = Hlc(Hlc::from_wall(Wall(1501)).0 - 1);
+        assert!(clock.tick(Wall(1000)) > last_followed);
+        assert_eq!(clock.observe_several(Hlc::from_wall(Wall(1400)), Wall(1000)), None);
+        let mut clock = HlcClock::new(Hlc::default(), u64::MAX);
+        assert_eq!(clock.observe_several(Hlc(u64::MAX), Wall(0)), None);
     }
 
     proptest! {

@@ -456,19 +456,23 @@ impl Node {
     ) {
         // Of an interval, one of those who may have written the stamp.
         let writer = applied.dots.last_dots().next().map(|dot| dot.replica);
-        self.follow_clock(step, applied.hlc, writer);
+        let several = !applied.dots.is_single();
+        self.follow_clock(step, applied.hlc, several, writer);
         self.push_applied(step, id, applied);
         self.log_grew(step.now.mono, applied);
     }
 
-    /// A stamp came, maybe of this writer.
+    /// A stamp came, or the greatest of several, maybe of this writer.
     pub(crate) fn follow_clock<S: StoreRead>(
         &mut self,
         step: &mut Step<'_, S>,
         hlc: Hlc,
+        several: bool,
         writer: Option<ReplicaId>,
     ) {
-        if let Some(alarm) = self.clock.observe(hlc, step.now.wall) {
+        let (clock, wall) = (&mut self.clock, step.now.wall);
+        let alarm = if several { clock.observe_several(hlc, wall) } else { clock.observe(hlc, wall) };
+        if let Some(alarm) = alarm {
             let (replica, ahead_ms) = (writer.unwrap_or(ReplicaId(0)), alarm.ahead_ms);
             step.outputs.push(Output::Alarm(Alarm::ClockDrift { replica, ahead_ms }));
         }

@@ -556,7 +556,7 @@ impl Node {
         self.pending_bytes = self.pending_bytes + partition.pending_bytes() - before;
         match joined {
             Ok(applied) => {
-                self.follow_clock(step, asking.hlc, writer);
+                self.follow_clock(step, asking.hlc, true, writer);
                 applied.iter().for_each(|applied| self.applied_remote(step, id, applied));
                 self.repairs.done += 1;
                 let (rows, dropped, peer) = (asking.rows, asking.dropped, asking.peer);
