@@ -155,11 +155,6 @@ impl DotRanges {
         Self(vec![DotRange { replica: dot.replica, first: dot.counter, last: dot.counter }])
     }
 
-    /// Whether it is one commit.
-    pub fn is_single(&self) -> bool {
-        matches!(self.0.as_slice(), [range] if range.first == range.last)
-    }
-
     /// What the first vector has of `until` and `from` has not.
     pub fn between(from: &VersionVector, until: &VersionVector) -> Self {
         let beyond = until.iter().filter(|dot| !from.covers(*dot));

@@ -456,7 +456,7 @@ impl Node {
     ) {
         // Of an interval, one of those who may have written the stamp.
         let writer = applied.dots.last_dots().next().map(|dot| dot.replica);
-        let several = !applied.dots.is_single();
+        let several = applied.dots.only().is_none();
         self.follow_clock(step, applied.hlc, several, writer);
         self.push_applied(step, id, applied);
         self.log_grew(step.now.mono, applied);
