@@ -13,6 +13,7 @@
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
+//! | `metrics` | counters for Prometheus |
 //! | `cluster` | the node's view of the cluster |
 //! | `digests` | digests of partitions and ranges of rows |
 //! | `server` | connections and their limits |
@@ -41,6 +42,7 @@ mod cluster;
 pub(crate) mod digests;
 mod fields;
 mod idempotency;
+mod metrics;
 mod namespaces;
 mod ops;
 mod paging;
@@ -81,6 +83,7 @@ struct Api {
     waits: Arc<Semaphore>,
     /// Change feeds that are open.
     feeds: Arc<Semaphore>,
+    metrics: Arc<metrics::Requests>,
 }
 
 /// The API of a node.
@@ -94,6 +97,7 @@ fn router(node: NodeHandle) -> Router {
         sizes: Arc::new(Semaphore::new(sets::SIZES_AT_ONCE_MAX)),
         waits: Arc::new(Semaphore::new(session::waits_max(limits.requests))),
         feeds: Arc::new(Semaphore::new(limits.feeds)),
+        metrics: Arc::default(),
         node,
     };
     let data = Router::new()
@@ -114,12 +118,13 @@ fn router(node: NodeHandle) -> Router {
         .route("/v1/_digest", get(digests::read))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics::read))
         .route("/problems/{slug}", get(problem_page))
         .fallback(async || {
             Problem::new(Kind::NotFound, "there is no such resource: see the API's documentation")
         })
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn(survive_panics))
+        .layer(middleware::from_fn_with_state(api.clone(), survive_panics))
         .with_state(api)
 }
 
@@ -162,7 +167,7 @@ async fn limit_requests(State(api): State<Api>, request: Request, next: Next) ->
     next.run(request).await
 }
 
-async fn survive_panics(request: Request, next: Next) -> Response {
+async fn survive_panics(State(api): State<Api>, request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let begun = std::time::Instant::now();
@@ -177,7 +182,9 @@ async fn survive_panics(request: Request, next: Next) -> Response {
     if response.status() >= StatusCode::INTERNAL_SERVER_ERROR && !come_again {
         tracing::warn!(%method, path, status, "request failed");
     }
-    tracing::debug!(%method, path, status, took = ?begun.elapsed(), "request");
+    let took = begun.elapsed();
+    api.metrics.answered(&method, response.status(), took);
+    tracing::debug!(%method, path, status, ?took, "request");
     response
 }
 

@@ -184,7 +184,7 @@ async fn what_is_wrong_is_refused() {
         ("/v1/ns/k/s?befor=a", 400, "malformed", "after, limit, numbers, view"),
         ("/v1/ns/k/s?view=size&limit=1", 400, "malformed", "view=size"),
         ("/v1/ns/k/s?view=full&after=a", 400, "malformed", "view=full"),
-        ("/v1/ns/k/s?view=all", 400, "malformed", "\"full\" or \"size\""),
+        ("/v1/ns/k/s?view=all", 400, "malformed", "\"full\" or \"ranks\" or \"size\""),
         ("/v1/ns/k/s?limit=1&numbers=roman", 400, "malformed", "string"),
         ("/v1/ns/k?view=size", 400, "malformed", "full"),
         ("/v1/ns/k?limit=1", 400, "malformed", "numbers, view"),
@@ -247,4 +247,41 @@ async fn the_full_view_of_each_type_is_complete() {
         assert_eq!(alone, *shown);
     }
     assert_eq!(node.get("/v1/ns/k/c?view=full&numbers=string").await.json()["value"], "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_are_in_the_format_of_prometheus() {
+    let dir = TempDir::new().unwrap();
+    let server = Server::start(&lone_config(dir.path(), "")).await;
+    server.put("/v1/_namespaces/ns", r#"{"max_keys":5}"#).await.json();
+    server.put("/v1/ns/k/f", "1").await.json();
+    server.get("/v1/ns/none").await.problem(404, "not-found");
+    let answer = server.get("/metrics").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let mut types = std::collections::BTreeMap::new();
+    let mut values = std::collections::BTreeMap::new();
+    for line in answer.body.lines() {
+        if let Some(of) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = of.split_once(' ').unwrap();
+            assert!(types.insert(name, kind).is_none(), "{name} stands twice");
+        } else if !line.starts_with('#') {
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            let name = sample.split('{').next().unwrap();
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            assert!(
+                types.contains_key(name) || family.is_some_and(|name| types[name] == "histogram"),
+                "{line}"
+            );
+            assert!(values.insert(sample, value.parse::<f64>().unwrap()).is_none(), "{sample} stands twice");
+        }
+    }
+    assert_eq!(values[r#"godwit_http_requests_total{kind="write",status="2xx"}"#], 2.0);
+    assert_eq!(values[r#"godwit_http_requests_total{kind="read",status="4xx"}"#], 1.0);
+    let count = values["godwit_http_request_seconds_count"];
+    assert!(count >= 3.0 && count == values[r#"godwit_http_request_seconds_bucket{le="+Inf"}"#], "{count}");
+    assert_eq!(values[r#"godwit_namespace_keys{namespace="ns"}"#], 1.0);
+    assert_eq!((values["godwit_ready"], values["godwit_feeds_open"]), (1.0, 0.0));
+    assert!(values["godwit_commit_seconds_count"] >= 2.0 && values["godwit_commit_bytes_total"] > 0.0);
+    assert!(values.keys().any(|name| name.starts_with("godwit_info{") && name.contains("node=\"lone\"")));
 }

@@ -18,7 +18,8 @@ use godwit_core::time::Hlc;
 use godwit_core::token::TokenKey;
 use godwit_engine::committer::CommitterHandle;
 use godwit_engine::identity::Identity;
-use godwit_engine::store::{RocksStore, Snapshot};
+use godwit_engine::stats::CommitCounts;
+use godwit_engine::store::{RocksStore, Snapshot, StoreStats};
 use godwit_net::{LinkStatus, TransportHandle};
 use godwit_proto::status::Status;
 use godwit_proto::{Input, Reply, RequestId};
@@ -191,6 +192,23 @@ impl NodeHandle {
         let step = move || gate.enter(|store| namespaces.count(store));
         let counted = blocking(step).await?;
         Ok(counted.ok_or(Stopped)??)
+    }
+
+    /// What the committer has counted.
+    pub(crate) fn commit_counts(&self) -> CommitCounts {
+        self.0.committer.stats().counts()
+    }
+
+    /// What waits for the committer.
+    pub(crate) fn queued(&self) -> usize {
+        self.0.committer.queued()
+    }
+
+    /// Sizes of the store.
+    pub(crate) async fn store_stats(&self) -> Result<StoreStats, ReadFailure> {
+        let gate = Arc::clone(&self.0.gate);
+        let stats = blocking(move || gate.enter(RocksStore::stats)).await?;
+        Ok(stats.ok_or(Stopped)??)
     }
 
     /// The key of the cluster's tokens.

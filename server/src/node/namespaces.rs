@@ -163,6 +163,12 @@ impl Namespaces {
         self.usage.read().unwrap_or_else(PoisonError::into_inner).get(namespace).copied()
     }
 
+    /// What namespaces with quotas take here, as far as they are counted.
+    pub(crate) fn usages(&self) -> Vec<(Namespace, Usage)> {
+        let usage = self.usage.read().unwrap_or_else(PoisonError::into_inner);
+        usage.iter().map(|(name, usage)| (name.clone(), *usage)).collect()
+    }
+
     /// Takes a request, or says why not.
     pub(crate) fn admit(&self, namespace: &Namespace) -> Result<(), Refused> {
         let known = self.known(namespace);
