@@ -3,6 +3,7 @@
 //! Only what makes data grow is held to quotas: what takes away is let through, and so is a retry of what was committed before. The
 //! quota on keys refuses new records; the one on bytes all that adds.
 
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -21,12 +22,12 @@ use crate::node::{CommitFailure, StoreView};
 /// Takes a request for a namespace, or refuses it.
 pub(super) async fn admit(
     State(api): State<Api>,
-    params: RawPathParams,
+    params: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
     next: Next,
 ) -> Response {
-    let named = params.iter().find(|(name, _)| *name == "ns").map(|(_, value)| value);
-    // What no namespace can be called, the handler refuses.
+    // A path that is not UTF-8, and what no namespace can be called, the handler refuses.
+    let named = params.iter().flatten().find(|(name, _)| *name == "ns").map(|(_, value)| value);
     if let Some(namespace) = named.and_then(|name| Namespace::new(name).ok())
         && let Err(problem) = check(&api, &namespace).await
     {
