@@ -25,8 +25,8 @@ impl Stamps {
     pub(crate) fn committed(&mut self, commit: &Commit, followed_ms: u64) -> Result<(), Violation> {
         let Commit { partition, dot, saw, .. } = commit;
         if let Some(hlc) = commit.hlc {
-            let seen = self.greatest_of(*partition, saw);
-            if hlc <= seen && seen.millis() <= followed_ms {
+            let seen = self.greatest_of(*partition, saw, followed_ms);
+            if hlc <= seen {
                 let what =
                     format!("the stamp {hlc:?} of {dot} is not after {seen:?}, which its node had seen");
                 return Err(Violation::new(2, what));
@@ -40,10 +40,13 @@ impl Stamps {
         Ok(())
     }
 
-    fn greatest_of(&self, partition: PartitionId, saw: &VersionVector) -> Hlc {
+    /// The greatest of the stamps seen that had to be followed.
+    fn greatest_of(&self, partition: PartitionId, saw: &VersionVector, followed_ms: u64) -> Hlc {
         let of = |replica: u64, counter: u64| {
-            let stamps = self.greatest.get(&(partition, replica))?;
-            stamps.get(counter.checked_sub(1)? as usize).copied()
+            let seen = self.greatest.get(&(partition, replica))?;
+            let seen = &seen[..seen.len().min(counter as usize)];
+            let followed = seen.partition_point(|stamp| stamp.millis() <= followed_ms);
+            seen[..followed].last().copied()
         };
         saw.iter().filter_map(|dot| of(dot.replica.0, dot.counter)).max().unwrap_or_default()
     }

@@ -257,7 +257,7 @@ impl Director<'_> {
             self.now_us += away_us + back_us;
         }
         // A clock so far ahead that nobody follows it must not hide the stamps of others.
-        if others.len() > 1 && self.rng.chance(1, 4) {
+        if others.len() > 1 && self.rng.chance(1, 2) {
             let far = *self.rng.pick(&others);
             let beyond_ms = 60_000 + self.rng.below(600_000);
             self.config.clock_offsets_ms[far] = (self.config.max_clock_drift_ms + beyond_ms) as i64;
