@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use godwit_core::document::DocumentLimits;
+use godwit_core::document::chunk::{CHUNK_BYTES_MAX, CHUNK_OPS_MAX};
 use godwit_core::ids::MAX_PARTITIONS;
 use godwit_core::op;
 use godwit_core::token::TokenKey;
@@ -168,6 +170,12 @@ pub struct LimitsSection {
     pub connections: usize,
     /// Change feeds that are open; each takes a connection.
     pub feeds: usize,
+    /// The most bytes of a document's changes, before compression.
+    pub document_bytes: usize,
+    /// The most operations of a document.
+    pub document_ops: u64,
+    /// About how much memory documents may take that are kept open.
+    pub documents_bytes: usize,
     /// How long an idempotency key is remembered, in milliseconds.
     pub idempotency_window_ms: u64,
     /// Whether a write makes its namespace; otherwise requests for one that nobody made are refused.
@@ -288,6 +296,9 @@ impl Default for LimitsSection {
             answers_bytes: 128 * MIB,
             connections: 400,
             feeds: 200,
+            document_bytes: 16 * MIB,
+            document_ops: 1_000_000,
+            documents_bytes: 256 * MIB,
             idempotency_window_ms: 86_400_000,
             auto_create_namespaces: true,
         }
@@ -428,12 +439,21 @@ impl LimitsSection {
             ("limits.requests", self.requests),
             ("limits.connections", self.connections),
             ("limits.feeds", self.feeds),
+            ("limits.document_bytes", self.document_bytes),
+            ("limits.document_ops", self.document_ops as usize),
         ];
         if let Some((name, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
             return Err(setting(
                 name,
                 "0 would refuse everything".to_string(),
                 "Leave it out for the default",
+            ));
+        }
+        if self.document_bytes > CHUNK_BYTES_MAX || self.document_ops > CHUNK_OPS_MAX {
+            return Err(setting(
+                "limits.document_bytes",
+                format!("{} bytes or {} operations are too many", self.document_bytes, self.document_ops),
+                "A document has at most 64 MiB of changes and 4000000 operations, in every cluster",
             ));
         }
         let delta_bytes_max = godwit_core::delta::MAX_DELTA_BYTES;
@@ -474,6 +494,11 @@ impl LimitsSection {
             ));
         }
         Ok(())
+    }
+
+    /// What a document may come to.
+    pub(crate) fn documents(&self) -> DocumentLimits {
+        DocumentLimits { bytes_max: self.document_bytes, ops_max: self.document_ops }
     }
 
     /// The limits that the state machine holds clients to.

@@ -40,6 +40,7 @@ mod batches;
 mod changes;
 mod cluster;
 pub(crate) mod digests;
+mod documents;
 mod fields;
 mod idempotency;
 mod metrics;

@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_core::ids::ReplicaId;
-use godwit_core::keys;
 use godwit_core::store::Family;
+use godwit_core::{keys, partition};
 use godwit_engine::committer::{Committer, CommitterHandle, CommitterOptions, Failure};
 use godwit_engine::identity::{self, Identity, IdentityError, NodeSettings};
 use godwit_engine::store::{RocksStore, StoreOpenError, StoreOptions};
@@ -37,6 +37,7 @@ use tokio::task::JoinHandle;
 use crate::config::{Config, ConfigError};
 use crate::http::{self, HttpServer};
 
+pub(crate) mod documents;
 mod driver;
 pub(crate) mod erasure;
 mod gate;
@@ -329,6 +330,10 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
             log_age_max_ms: config.retention.log_age_ms,
             repair_bytes_per_s: config.repair.bytes_per_s,
             scrub_us: config.repair.scrub_every_ms * 1000,
+            sizes: partition::Sizes {
+                forget_after_ms: config.retention.cleared_documents_ms,
+                ..partition::Sizes::default()
+            },
             ..Tuning::default()
         },
     };
@@ -342,10 +347,14 @@ fn open(config: &Config) -> Result<(RocksStore, Identity, Node), StartError> {
 }
 
 fn random_u64() -> Result<u64, std::io::Error> {
-    let mut bytes = [0; 8];
+    random_bytes().map(u64::from_le_bytes)
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N], std::io::Error> {
+    let mut bytes = [0; N];
     let entropy = rustls::crypto::ring::default_provider().secure_random;
     entropy.fill(&mut bytes).map_err(|_| std::io::Error::other("no random numbers"))?;
-    Ok(u64::from_le_bytes(bytes))
+    Ok(bytes)
 }
 
 /// A blocking task ends without a value only by a panic, which goes on here: nothing cancels such tasks while the

@@ -158,12 +158,16 @@ impl World {
     }
 
     /// Somebody asks a node for a commit.
-    pub(crate) fn ask(&mut self, i: usize, client: Option<usize>, ask: Ask) -> Result<(), Violation> {
+    pub(crate) fn ask(&mut self, i: usize, client: Option<usize>, mut ask: Ask) -> Result<(), Violation> {
         if !self.is_up(i) {
             return Ok(());
         }
         self.requests += 1;
         let request = RequestId(self.requests);
+        self.make_edits(i, request, &mut ask)?;
+        if ask.writes.is_empty() {
+            return Ok(());
+        }
         let Ask { writes, terms } = ask.clone();
         self.trace.line(self.now_us, format_args!("n{i} is asked {}: {writes:?}", request.0));
         self.trace.mark(self.now_us, || What::Asked {

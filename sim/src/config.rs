@@ -21,6 +21,8 @@ pub const CONVERGENCE_US_MAX: u64 = 60_000_000;
 /// back lacks many; where logs are short, so that states are repaired part by part; and where nodes of the previous wire version wait for what only its origin can tell them.
 pub const CRAMPED_CONVERGENCE_US_MAX: u64 = 30 * CONVERGENCE_US_MAX;
 
+/// What a node that was away for the whole of a run reads of another, several times over: rows of documents are the largest.
+const REPAIRED_BYTES: u64 = 200_000;
 const SMALL_WINDOW_BYTES: usize = 10_000;
 const SMALL_ANSWER_BYTES: usize = 2_000;
 
@@ -151,13 +153,30 @@ impl RunConfig {
             || few_a_request
             || tuning.log_bytes_max != u64::MAX
             || self.has_old();
-        if cramped { CRAMPED_CONVERGENCE_US_MAX } else { CONVERGENCE_US_MAX }
+        let us_max = if cramped { CRAMPED_CONVERGENCE_US_MAX } else { CONVERGENCE_US_MAX };
+        us_max + self.repairs_us()
+    }
+
+    /// How long one node may take to have all others repair from it, at the rate of the run.
+    fn repairs_us(&self) -> u64 {
+        if self.tuning.log_bytes_max == u64::MAX {
+            return 0;
+        }
+        let bytes = (self.nodes as u64 - 1) * REPAIRED_BYTES;
+        bytes * 1_000_000 / self.tuning.repair_bytes_per_s.max(1)
     }
 }
 
 /// Windows and waits as they are by default, but a log that is never truncated, and no scrubs.
 pub fn plain_tuning() -> Tuning {
-    Tuning { log_bytes_max: u64::MAX, log_age_max_ms: u64::MAX, scrub_us: u64::MAX, ..Tuning::default() }
+    let sizes = Sizes { forget_after_ms: 0, ..Sizes::default() };
+    Tuning {
+        log_bytes_max: u64::MAX,
+        log_age_max_ms: u64::MAX,
+        scrub_us: u64::MAX,
+        sizes,
+        ..Tuning::default()
+    }
 }
 
 /// How [`Tuning`] is written in a script.
@@ -201,6 +220,13 @@ struct SizesLine {
     sweep_rows: usize,
     #[serde(default = "sweep_after_ms")]
     sweep_after_ms: u64,
+    #[serde(default = "forget_after_ms")]
+    forget_after_ms: u64,
+}
+
+/// Of scripts written before there were documents.
+fn forget_after_ms() -> u64 {
+    Sizes::default().forget_after_ms
 }
 
 /// Of scripts written before records expired.

@@ -23,6 +23,8 @@ const KEYS: u64 = 60;
 
 /// What later additions to the draws of a configuration are told from the others by.
 const EXPIRY_SALT: u64 = 0x6578_7069_7279_0001;
+/// For when cleared documents are forgotten.
+const FORGET_SALT: u64 = 0x666f_7267_6574_0001;
 const MORE_SALT: u64 = 0xadd1_7104;
 
 /// How often things happen; needed for drawing only.
@@ -49,6 +51,18 @@ pub fn draw(seed: u64) -> Script {
     let Drawer { config, rates, steps, .. } = drawer;
     let mut script = Script { seed, note: String::new(), config, steps };
     scenes::play_out(&mut script, rates.rollbacks);
+    // Where disks are put back and directories copied, what is forgotten may be needed: that takes a time to keep it for.
+    let goes_back = script.config.copied.is_some()
+        || script.steps.iter().any(|step| matches!(step.act, Act::Rollback { .. }));
+    if !goes_back {
+        let (mut forgets, tuning) = (Rng::new(seed ^ FORGET_SALT), &mut script.config.tuning);
+        tuning.sizes.forget_after_ms = 10 << forgets.below(10);
+        // Only after a comparison is anything forgotten.
+        if forgets.chance(1, 2) {
+            tuning.scrub_us = 100_000 << forgets.below(8);
+            tuning.repair_bytes_per_s = tuning.repair_bytes_per_s.max(1_000_000);
+        }
+    }
     script
 }
 
@@ -110,6 +124,7 @@ fn configuration(seed: u64, rng: &mut Rng) -> (RunConfig, Rates) {
             clear_rows: rng.below(4) as usize,
             sweep_rows: 1 + rng.below(3) as usize,
             sweep_after_ms: 50 << Rng::new(seed ^ EXPIRY_SALT).below(8),
+            forget_after_ms: u64::MAX,
         },
     };
     let wire = |rng: &mut Rng| if old && rng.chance(1, 2) { WIRE_OLDEST } else { WIRE_VERSION };

@@ -195,6 +195,11 @@ fn op(op: &Op) -> String {
         Op::ZRemove { field, members } => format!("zremove {} from {field}", names(members)),
         Op::Observe { field, members } => format!("observe {} in {field}", names(members)),
         Op::ObserveRanks { field, ranks } => format!("observe ranks {ranks:?} in {field}"),
+        Op::Edit { field, patch } => format!("edit {field} {}", patch.as_str()),
+        Op::Change { field, changes } => {
+            let hashes: Vec<String> = changes.iter().map(|change| change.change.hash.to_string()).collect();
+            format!("change {field} {}", hashes.join(" "))
+        }
         Op::ExpireAt { at_ms } => format!("expire at {at_ms}"),
         Op::Expire { in_ms } => format!("expire in {in_ms} ms"),
         Op::Persist => "persist".into(),

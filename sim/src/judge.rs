@@ -171,7 +171,8 @@ impl Stepped<'_> {
 /// A record, and what a node does to it of its own accord.
 type OwnCommit = (RecordId, Vec<SpecOp>);
 
-/// What a commit of a node's own does: it is a sweep if it clears, otherwise it folds the sums that it writes.
+/// What a commit of a node's own does: it is a sweep if it clears, otherwise it folds the sums that it writes. What it forgets of a document
+/// nobody sees.
 fn own_commit(batch: &Batch, partition: PartitionId, dot: Dot) -> Option<(Hlc, Option<OwnCommit>)> {
     let home = keys::partition_prefix(partition);
     let log = batch.iter().filter(|(family, key, _)| *family == Family::Log && key.starts_with(&home));

@@ -26,6 +26,7 @@ mod damage;
 mod disks;
 pub mod draw;
 pub mod draws;
+mod edits;
 mod event;
 pub mod failure;
 pub mod faults;

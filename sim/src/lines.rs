@@ -60,6 +60,11 @@ enum OpLine {
         field: String,
         members: Vec<String>,
     },
+    /// A JSON Patch, as text.
+    Edit {
+        field: String,
+        patch: String,
+    },
     Observe {
         field: String,
         members: Vec<String>,
@@ -126,7 +131,12 @@ impl OpLine {
             }
             Op::Expire { in_ms } => Self::Expire { in_ms: *in_ms },
             Op::Persist => Self::Persist,
-            Op::ExpireAt { .. } | Op::ObserveRanks { .. } => unreachable!("no workload has it"),
+            Op::Edit { field, patch } => {
+                Self::Edit { field: field.to_string(), patch: patch.as_str().to_string() }
+            }
+            Op::Change { .. } | Op::ExpireAt { .. } | Op::ObserveRanks { .. } => {
+                unreachable!("no workload has it")
+            }
             Op::Clear { field } => Self::Clear { field: field.to_string() },
             Op::Delete => Self::Delete,
         }
@@ -171,6 +181,10 @@ impl OpLine {
                 Op::Observe { field: named_field(&field)?, members: named(members)? }
             }
             Self::Expire { in_ms } => Op::Expire { in_ms },
+            Self::Edit { field, patch } => Op::Edit {
+                field: named_field(&field)?,
+                patch: Json::parse(&patch).map_err(|error| format!("the patch {patch}: {error}"))?,
+            },
             Self::Persist => Op::Persist,
             Self::Clear { field } => Op::Clear { field: named_field(&field)? },
             Self::Delete => Op::Delete,

@@ -9,9 +9,10 @@ use std::fmt;
 
 use godwit_core::context::{Dot, Seen, VersionVector};
 use godwit_core::digest;
+use godwit_core::document::{Document, Selected};
 use godwit_core::ids::{Key, PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::{self, CommitError};
-use godwit_core::read::{self, FieldView, ReadAt, ReadError, ReadLimits, Value};
+use godwit_core::read::{self, DocumentValue, FieldView, ReadAt, ReadError, ReadLimits, Value};
 use godwit_core::repair::Settled;
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreRead;
@@ -469,6 +470,7 @@ pub fn as_spec(views: &[FieldView]) -> SpecRecord {
         .iter()
         .filter_map(|view| {
             let ty = match view.ty {
+                FieldType::DOCUMENT => SpecType::Document,
                 FieldType::REGISTER => SpecType::Register,
                 FieldType::COUNTER => SpecType::Counter,
                 FieldType::FLAG => SpecType::Flag,
@@ -488,10 +490,20 @@ pub fn as_spec(views: &[FieldView]) -> SpecRecord {
                     SpecValue::Zset(members.iter().map(|(m, score)| (m.clone(), score.value())).collect())
                 }
                 Value::Unique(count) => SpecValue::Unique(*count),
+                Value::Document(DocumentValue::Changes(changes)) => document(changes),
+                Value::Document(DocumentValue::Shown { .. }) => unreachable!("nobody shows it"),
             };
             Some(((view.field.to_string(), ty), value))
         })
         .collect()
+}
+
+fn document(changes: &[Selected]) -> SpecValue {
+    let hashes = changes.iter().map(|selected| selected.encoded.change.hash.to_string()).collect();
+    let mut document = Document::default();
+    let json =
+        document.apply(changes.iter().map(|selected| &selected.encoded)).and_then(|()| document.json(None));
+    SpecValue::Document(hashes, json.unwrap_or_else(|error| error.to_string()))
 }
 
 fn compare(record: &RecordId, seen: &[FieldView], expected: &SpecRecord) -> Result<(), String> {

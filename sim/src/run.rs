@@ -205,6 +205,7 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
             if config.windows_end {
                 workload::without_deletions(&mut writes);
             }
+            workload::without_edits(&mut writes);
             world.at(0, Event::Client(0, Ask { writes, ..Ask::default() }));
         })?;
     }
@@ -245,7 +246,7 @@ fn converge(world: &mut World, config: &RunConfig) -> Result<u64, Violation> {
     // A node of an older wire version compares nothing.
     // What a sweep has not found it may take.
     let may_lose = config.tuning.scrub_us != u64::MAX && !config.has_old() && !world.has_due()?;
-    if unsettled.is_none() && may_lose && world.lose_rows() {
+    if unsettled.is_none() && may_lose && world.lose_rows()? {
         // In a scrub all rows are read several times, at what rate the run has drawn.
         agree(world, world.now_us + CRAMPED_CONVERGENCE_US_MAX, None, |_| {})?;
         for node in 0..world.node_count() {

@@ -35,15 +35,19 @@
 //!   hidden: that one takes it instead. A record's T is the latest of the surviving ones, and what a time hid when it was replaced
 //!   by another one stays hidden (the *floor*). A sweep takes what is hidden, of all that it saw.
 //!
-//! Not here: `document`.
+//! - A *document* is made of the surviving changes and all visible ones that they build on, in as many steps as it takes: Automerge
+//!   merges them. A change that survives already is not given again. A commit is refused if a change builds on one that neither
+//!   survives nor comes with it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ops::{EXPIRY, Gift};
 
-pub use ops::{SpecOp, SpecRecord, SpecType, SpecValue};
+pub use ops::{SpecChange, SpecOp, SpecRecord, SpecType, SpecValue};
 
+mod documents;
 mod ops;
 
 /// An event's place in its history, from 0 without gaps.
@@ -159,6 +163,7 @@ type Fields = BTreeMap<String, Vec<Given>>;
 pub struct History {
     events: Vec<Event>,
     records: BTreeMap<String, Fields>,
+    merged: RefCell<documents::Merged>,
 }
 
 impl History {
@@ -203,6 +208,13 @@ impl History {
                 SpecOp::Sweep { .. } => self.hidden(&event.record, &event.saw, hidden_before),
                 _ => BTreeSet::new(),
             };
+            let here = match op {
+                SpecOp::Change { field, .. } => {
+                    let pending = Pending { ops: &event.ops[..place], seen, hidden_before };
+                    documents::hashes(&self.surviving(&event.record, field, &event.saw, pending))
+                }
+                _ => BTreeSet::new(),
+            };
             let fields = self.records.entry(event.record.clone()).or_default();
             // Earlier operations of the event are seen as well.
             let sees = |given: &Given| given.by.is_some_and(|by| by == id || saw.contains(by));
@@ -229,7 +241,9 @@ impl History {
                     carried_by: carried_by.clone(),
                     takers: takers.clone(),
                 };
-                let gifts = op.gifts(event.now_ms, floor).into_iter().map(given);
+                let mut gifts = op.gifts(event.now_ms, floor);
+                gifts.retain(|gift| !matches!(gift, Gift::Change(change) if here.contains(&change.hash)));
+                let gifts = gifts.into_iter().map(given);
                 match fields.get_mut(field) {
                     Some(givens) => givens.extend(gifts),
                     None => drop(fields.insert(field.to_owned(), gifts.collect())),
@@ -362,7 +376,10 @@ impl History {
         names.remove(EXPIRY);
         let mut out = SpecRecord::new();
         for field in names {
-            for (kind, value) in self.values(&self.surviving(record, field, visible, pending)) {
+            let survivors = self.surviving(record, field, visible, pending);
+            let document = self.document(record, field, visible, ops, &survivors);
+            out.extend(document.map(|value| ((field.to_owned(), SpecType::Document), value)));
+            for (kind, value) in self.values(&survivors) {
                 out.insert((field.to_owned(), kind), value);
             }
         }
@@ -372,7 +389,9 @@ impl History {
     /// The types that live under a name, the one that a read by name prefers first.
     pub fn live_types(&self, record: &str, field: &str, visible: &EventSet) -> Vec<SpecType> {
         let nothing = Pending { ops: &[], seen: None, hidden_before: 0 };
-        self.values(&self.surviving(record, field, visible, nothing)).into_keys().collect()
+        let survivors = self.surviving(record, field, visible, nothing);
+        let document = (!documents::hashes(&survivors).is_empty()).then_some(SpecType::Document);
+        document.into_iter().chain(self.values(&survivors).into_keys()).collect()
     }
 
     /// [`Self::first_refused_seen`] for a client that does not say what it had seen.
@@ -404,7 +423,14 @@ impl History {
                 }
                 _ => false,
             };
-            (stale || mismatch).then_some(index)
+            let lacks = match op {
+                SpecOp::Change { field, changes } => {
+                    let pending = Pending { ops: &ops[..index], seen, hidden_before };
+                    documents::lacks(&self.surviving(record, field, visible, pending), changes)
+                }
+                _ => false,
+            };
+            (stale || mismatch || lacks).then_some(index)
         };
         ops.iter().enumerate().find_map(refused)
     }

@@ -214,6 +214,7 @@ fn plain(view: &View) -> Result<Value, String> {
             sorted(&json!(members.iter().map(|(m, score)| (m, score.value())).collect::<Vec<_>>()))
         }
         View::Unique(count) => json!(count),
+        View::Document(_) => return Err("histories with answers have no documents".into()),
     })
 }
 

@@ -5,13 +5,14 @@
 //! oracle knows which.
 
 use godwit_core::delta::RequestKey;
+use godwit_core::document::Encoded;
 use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Terms, Write};
 use godwit_core::rng::Rng;
 use godwit_core::types::score::Score;
 
-use crate::spec::SpecOp;
+use crate::spec::{SpecChange, SpecOp};
 
 const KEYS: [&str; 3] = ["k1", "k2", "k3"];
 /// The members of sets and zsets.
@@ -99,6 +100,15 @@ pub fn without_deletions(writes: &mut [Write]) {
     }
 }
 
+/// The writes without edits of documents, whose changes would pile up.
+pub fn without_edits(writes: &mut [Write]) {
+    for op in writes.iter_mut().flat_map(|write| &mut write.ops) {
+        if matches!(op, Op::Edit { .. }) {
+            *op = Op::Incr { field: field("counter"), by: 1 };
+        }
+    }
+}
+
 /// The records that a workload touches.
 pub fn records() -> Vec<RecordId> {
     KEYS.iter().map(|key| record(key)).collect()
@@ -154,6 +164,15 @@ pub fn spec_op(op: &Op) -> SpecOp {
         Op::Persist => SpecOp::Persist,
         // What imports use: tests of imports hold it to what was exported.
         Op::ExpireAt { .. } | Op::ObserveRanks { .. } => unreachable!("no workload has it"),
+        Op::Change { field, changes } => {
+            let change = |encoded: &Encoded| SpecChange {
+                hash: encoded.change.hash.to_string(),
+                deps: encoded.change.deps.iter().map(ToString::to_string).collect(),
+                bytes: encoded.bytes.clone(),
+            };
+            SpecOp::Change { field: field.to_string(), changes: changes.iter().map(change).collect() }
+        }
+        Op::Edit { .. } => unreachable!("edits are made into changes before they are asked for"),
         Op::Clear { field } => SpecOp::Clear { field: field.to_string() },
         Op::Delete => SpecOp::Delete,
     }
@@ -164,7 +183,7 @@ fn ops(rng: &mut Rng) -> Vec<Op> {
 }
 
 fn op(rng: &mut Rng) -> Op {
-    let kind = rng.below(25);
+    let kind = rng.below(29);
     let usual = match kind {
         0..=2 => "register",
         3..=6 => "counter",
@@ -172,7 +191,8 @@ fn op(rng: &mut Rng) -> Op {
         9..=12 => "set",
         16..=21 => "zset",
         22 => "unique",
-        _ => *rng.pick(&["register", "counter", "flag", "set", "zset", "unique"]),
+        25..=28 => "document",
+        _ => *rng.pick(&["register", "counter", "flag", "set", "zset", "unique", "document"]),
     };
     let field = field(if rng.chance(1, 6) { FIELD_ANY } else { usual });
     match kind {
@@ -192,7 +212,8 @@ fn op(rng: &mut Rng) -> Op {
         21 => Op::ZRemove { field, members: members(rng) },
         22 => Op::Observe { field, members: members(rng) },
         23 => Op::Expire { in_ms: *rng.pick(&EXPIRE_MS) },
-        _ => Op::Persist,
+        24 => Op::Persist,
+        _ => Op::Edit { field, patch: patch(rng) },
     }
 }
 
@@ -203,6 +224,18 @@ fn members(rng: &mut Rng) -> Vec<Member> {
 
 fn score(rng: &mut Rng) -> Score {
     Score::new(*rng.pick(&SCORES)).expect("finite")
+}
+
+/// Most fit any document; the others only one that has the text.
+fn patch(rng: &mut Rng) -> Json {
+    let letter = rng.pick(&MEMBERS);
+    let text = match rng.below(5) {
+        0 => format!(r#"[{{"op":"add","path":"/{letter}","value":{}}}]"#, rng.below(3)),
+        1 => format!(r#"[{{"op":"add","path":"/text","value":"{letter}"}}]"#),
+        2 => r#"[{"op":"splice","path":"/text","index":0,"delete":1}]"#.to_string(),
+        _ => format!(r#"[{{"op":"splice","path":"/text","index":0,"insert":"{letter}"}}]"#),
+    };
+    Json::parse(&text).expect("constant JSON")
 }
 
 fn value(rng: &mut Rng) -> Json {

@@ -408,7 +408,7 @@ async fn what_is_wrong_is_refused_with_its_line() {
             1,
             "line 7, record \"..\"",
         ),
-        ("ns3", with(8, r#"{"key":"k","fields":[{"field":"f","type":"document"}]}"#), 1, "\"document\""),
+        ("ns3", with(8, r#"{"key":"k","fields":[{"field":"f","type":"graph"}]}"#), 1, "\"graph\""),
         ("ns4", lines[..1_400].join("\n"), 3, "no end line"),
         (
             "ns5",
@@ -488,4 +488,53 @@ async fn two_types_of_one_name_are_exported_and_left_out_if_asked() {
     let types: BTreeSet<String> =
         [b.get("/v1/copy/k?view=full").await.json()["fields"]["f"]["type"].to_string()].into();
     assert_eq!(types, ["\"counter\"".to_owned()].into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_keep_their_changes() {
+    let (here, there) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let from = Server::start(&lone_config(here.path(), "")).await;
+    let to = Server::start(&lone_config(there.path(), "")).await;
+    // More changes than a line holds, in few commits; and two small documents, one of them a sibling's beside it.
+    let edit = |patch: Value| json!({"op": "edit", "field": "notes", "patch": patch});
+    let begin =
+        edit(json!([{"op": "add", "path": "/text", "value": "x"}, {"op": "add", "path": "/n", "value": 0}]));
+    batch(
+        &from,
+        "app",
+        &json!({"writes": [{"key": "small", "ops": [begin]}, {"key": "long", "ops": [begin]}]}),
+    )
+    .await;
+    for part in 0..3 {
+        let step = |n: usize| {
+            edit(json!([{"op": "replace", "path": "/n", "value": part * 500 + n},
+                {"op": "splice", "path": "/text", "index": n, "delete": 0, "insert": "é"}]))
+        };
+        let ops: Vec<Value> = (0..500).map(step).collect();
+        batch(&from, "app", &json!({"writes": [{"key": "long", "ops": ops}]})).await;
+    }
+    let exported = export(&from, "app", &[]);
+    assert!(exported.contains("\"continues\":true"), "the long one takes several lines");
+    let path = file(&here, &exported);
+    for _ in 0..2 {
+        let ended = import(&to, "copy", &path, &["--merge"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.told);
+        assert_eq!(body(&export(&to, "copy", &[])), body(&exported));
+    }
+    for path in ["small/notes", "long/notes"] {
+        let copy = to.get(&format!("/v1/copy/{path}")).await;
+        assert_eq!(copy.body, from.get(&format!("/v1/app/{path}")).await.body, "{path}");
+    }
+
+    // Edits of a copy are merged with what was exported, or replaced by it.
+    let more = edit(json!([{"op": "add", "path": "/more", "value": true}]));
+    batch(&to, "copy", &json!({"writes": [{"key": "small", "ops": [more]}]})).await;
+    let ended = import(&to, "copy", &path, &["--merge"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    let merged = to.get("/v1/copy/small/notes").await.json()["value"].clone();
+    assert_eq!(merged, json!({"text": "x", "n": 0, "more": true}));
+    let ended = import(&to, "copy", &path, &["--replace"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.told);
+    assert_eq!(body(&export(&to, "copy", &[])), body(&exported));
+    assert_eq!(to.get("/v1/copy/small/notes").await.json()["value"], json!({"text": "x", "n": 0}));
 }

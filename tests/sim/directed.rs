@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use godwit_core::context::Seen;
 use godwit_core::ids::{Field, Key, Member, Namespace, RecordId};
+use godwit_core::json::Json;
 use godwit_core::keys;
 use godwit_core::op::{Op, Terms, Write};
 use godwit_core::read::FieldView;
@@ -190,7 +191,10 @@ fn a_disk_that_is_put_back_gives_no_name_twice() {
 /// Of incarnations that live: the rows of a dead one's sums may stay for ever, since nobody but their owner retires them.
 #[test]
 fn nothing_is_left_of_what_was_deleted() {
-    let mut world = world(3);
+    let mut config = RunConfig::calm(3);
+    // What is hidden of documents goes after comparisons.
+    config.tuning.scrub_us = 2 * SECOND_US;
+    let mut world = World::new(&config, 7, Watch::default()).unwrap();
     let mut rng = Rng::new(3);
     for number in 0..400 {
         let writes = workload::commit(&mut rng, 2);
@@ -216,7 +220,7 @@ fn nothing_is_left_of_what_was_deleted() {
         let writes = vec![Write { record, ops: vec![Op::Delete] }];
         world.at(0, Event::Client(node, Ask { writes, ..Ask::default() }));
     }
-    pass(&mut world, 10 * SECOND_US);
+    pass(&mut world, 30 * SECOND_US);
     assert_eq!(world.difference(None).unwrap(), None);
     for node in 0..3 {
         let left =
@@ -224,6 +228,40 @@ fn nothing_is_left_of_what_was_deleted() {
         assert_eq!(left, [0; 3], "rows, marks and states of fields at n{node}");
         assert_eq!(count(&world, node, Family::Meta, b"job/"), 0, "jobs at n{node}");
     }
+}
+
+/// What a clear hid of a document stays everywhere while an edit may be under way that builds on it, and goes when none can be.
+#[test]
+fn what_an_edit_under_way_needs_is_not_forgotten() {
+    let mut config = RunConfig::calm(3);
+    config.tuning.scrub_us = SECOND_US / 2;
+    let mut world = World::new(&config, 7, Watch::default()).unwrap();
+    let record = workload::records()[0].clone();
+    let field = Field::new("document").unwrap();
+    let ask =
+        |op: Op| Ask { writes: vec![Write { record: record.clone(), ops: vec![op] }], ..Ask::default() };
+    let edit = |key: &str| {
+        let patch = format!(r#"[{{"op":"add","path":"/{key}","value":"{key}"}}]"#);
+        ask(Op::Edit { field: field.clone(), patch: Json::parse(&patch).unwrap() })
+    };
+    let rows = |world: &World| [0, 1, 2].map(|node| count(world, node, Family::Rows, &[]));
+    pass(&mut world, SECOND_US);
+    world.at(0, Event::Client(0, edit("first")));
+    pass(&mut world, SECOND_US);
+    let cut: Vec<_> = world.pairs().into_iter().filter(|&(a, b)| a == 2 || b == 2).collect();
+    cut.iter().for_each(|pair| world.at(0, Event::Cut(*pair)));
+    world.at(0, Event::Client(0, ask(Op::Clear { field: field.clone() })));
+    world.at(0, Event::Client(2, edit("beside")));
+    pass(&mut world, 60 * SECOND_US);
+    assert_eq!(rows(&world), [2, 2, 2], "the change and the clear; at n2 two changes");
+    cut.iter().for_each(|pair| world.at(0, Event::Heal(*pair)));
+    pass(&mut world, 60 * SECOND_US);
+    assert_eq!(rows(&world), [3; 3], "the edit needs what was cleared");
+    (0..3).for_each(|node| world.check(node).unwrap());
+    world.at(0, Event::Client(1, ask(Op::Clear { field: field.clone() })));
+    pass(&mut world, 60 * SECOND_US);
+    assert_eq!(rows(&world), [0; 3]);
+    assert_eq!(world.difference(None).unwrap(), None);
 }
 
 fn count(world: &World, node: usize, family: Family, prefix: &[u8]) -> usize {

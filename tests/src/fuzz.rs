@@ -5,6 +5,7 @@
 //! | [`messages`](decoding::messages) | a message of either wire version | what is read is written and read again the same |
 //! | [`deltas`](decoding::deltas) | a delta of either format | the same, and a partition takes it or refuses it |
 //! | [`stored`](decoding::stored) | what the store keeps: rows, field states, keys | it is read or refused |
+//! | [`documents`](documents::documents) | an Automerge file or changes | what is taken is the same document in every form |
 //! | [`intervals`](intervals::intervals) | a history of commits, cuts and syncs | an interval does what its deltas do one by one |
 //! | [`repairs`](repairs::repairs) | a history of commits, syncs and repairs | a repair does what the commits do that it stands for |
 //! | [`conversation`](conversation::conversation) | what two hostile peers say to a node | the node stays whole, and passes on what it took |
@@ -17,6 +18,7 @@ pub mod bytes;
 pub mod conversation;
 pub mod corpus;
 pub mod decoding;
+pub mod documents;
 mod history;
 pub mod intervals;
 pub mod made;
@@ -33,10 +35,11 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "messages", run: decoding::messages },
     Target { name: "deltas", run: decoding::deltas },
     Target { name: "stored", run: decoding::stored },
+    Target { name: "documents", run: documents::documents },
     Target { name: "intervals", run: intervals::intervals },
     Target { name: "repairs", run: repairs::repairs },
     Target { name: "conversation", run: conversation::conversation },

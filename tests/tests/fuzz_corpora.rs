@@ -42,6 +42,11 @@ fn stored() {
 }
 
 #[test]
+fn documents() {
+    holds("documents", 3000);
+}
+
+#[test]
 fn intervals() {
     holds("intervals", 1500);
 }

@@ -20,6 +20,7 @@ use crate::ids::{Field, PartitionId, RecordId};
 use crate::op::{Limits, Op, Reason, Refusal, Terms, Write};
 use crate::row::FieldType;
 use crate::store::{StoreError, StoreRead};
+use crate::types::document::Cleared;
 
 /// What a write changes.
 #[derive(Debug)]
@@ -116,6 +117,22 @@ pub fn sweep(
     let terms = Terms::default();
     let mut edit = RecordEdit::new(store, record, At { has_expiries: false, ..at }, &terms)?;
     edit.sweep(hidden_before, sums, seen, last)?;
+    Ok(Evaluated { found: edit.found(), change: edit.finish(record) })
+}
+
+/// What forgetting changes of a document takes away, at most so many rows: those that nobody needs of what was `cleared`, and with the last
+/// of them the clears with dots that `stable` covers.
+pub fn forget(
+    store: &impl StoreRead,
+    at: At<'_>,
+    record: &RecordId,
+    field: &Field,
+    (cleared, stable): (&Cleared, &VersionVector),
+    rows_max: usize,
+) -> Result<Evaluated, StoreError> {
+    let terms = Terms::default();
+    let mut edit = RecordEdit::new(store, record, At { has_expiries: false, ..at }, &terms)?;
+    edit.forget(field, cleared, stable, rows_max)?;
     Ok(Evaluated { found: edit.found(), change: edit.finish(record) })
 }
 

@@ -80,6 +80,14 @@ impl VersionVector {
         }
     }
 
+    /// The lattice's meet: covers what both cover.
+    pub fn meet(&mut self, other: &Self) {
+        self.0.retain(|replica, counter| {
+            *counter = (*counter).min(other.get(*replica));
+            *counter > 0
+        });
+    }
+
     /// Forgets a replica.
     pub fn remove(&mut self, replica: ReplicaId) {
         self.0.remove(&replica);

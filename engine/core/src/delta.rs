@@ -32,7 +32,7 @@ use crate::row::{FieldType, MAX_SLOT_BYTES};
 use crate::time::Hlc;
 use crate::types::exact::Exact;
 use crate::types::expiry::Expiry;
-use crate::types::{expiry, keyed, presence, register, sums, unique, zset};
+use crate::types::{document, expiry, keyed, presence, register, sums, unique, zset};
 
 /// The format of what format 1 cannot say.
 pub const DELTA_VERSION: u8 = 2;
@@ -263,6 +263,7 @@ fn check_slot(ty: FieldType, slot: &[u8]) -> Result<(), CodecError> {
             if ty == FieldType::ZSET { zset::check_rest(rest) } else { sums::parse_slot(rest).map(drop) }
         }
         FieldType::UNIQUE => unique::parse(slot).map(drop),
+        FieldType::DOCUMENT => document::parse_slot(slot).map(drop),
         FieldType::EXPIRY if slot != expiry::SLOT => Err(malformed("not a slot of an expiry")),
         FieldType::KEYED if slot.len() != keyed::SLOT_BYTES => {
             Err(malformed("not a slot of a keyed increment"))
@@ -292,6 +293,7 @@ fn check_payload(ty: FieldType, slot: &[u8], dot: Dot, payload: &[u8]) -> Result
             }
         }
         FieldType::EXPIRY => drop(Expiry::decode(payload)?),
+        FieldType::DOCUMENT => document::check_payload(slot, payload)?,
         FieldType::KEYED => drop(keyed::decode(payload)?),
         _ => {}
     }

@@ -197,6 +197,16 @@ pub fn parse_job(job: &[u8]) -> Result<(&[u8], &[u8]), CodecError> {
     Ok(range.split_at(type_bytes(range)?))
 }
 
+/// That a document has changes that clears hide, by its field's key ([`type_prefix`]), in `meta`; or what such keys of a partition begin with.
+pub fn hidden(type_prefix: &[u8]) -> Vec<u8> {
+    [HIDDEN, type_prefix].concat()
+}
+
+/// The field's key of a key made by [`hidden`].
+pub fn parse_hidden(key: &[u8]) -> Result<&[u8], CodecError> {
+    key.strip_prefix(HIDDEN).ok_or_else(|| malformed("not a key of a document with hidden changes"))
+}
+
 /// That records of a partition have had expiries, in `meta`.
 pub fn has_expiries(partition: PartitionId) -> Vec<u8> {
     [b"expiries/", &partition.0.to_be_bytes()[..]].concat()
@@ -347,6 +357,7 @@ pub fn parse_settling(key: &[u8]) -> Result<PartitionId, CodecError> {
 /// The first bytes of all keys made by [`settling`].
 pub const SETTLING: &[u8] = b"settling/";
 const JOB: &[u8] = b"job/";
+const HIDDEN: &[u8] = b"hidden/";
 /// The greatest stamp of the node's clock, in `meta`.
 pub const CLOCK: &[u8] = b"clock";
 /// The node's incarnation, in `meta`.

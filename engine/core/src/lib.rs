@@ -19,6 +19,7 @@ pub mod context;
 pub mod delta;
 pub mod derived;
 pub mod digest;
+pub mod document;
 pub mod feed;
 pub mod fields;
 pub mod ids;

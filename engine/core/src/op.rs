@@ -1,7 +1,10 @@
 //! Operations of clients, their limits, and why a commit is refused.
 
+use automerge::ChangeHash;
+
 use crate::context::{Dot, Seen};
 use crate::delta::RequestKey;
+use crate::document::{Encoded, Unmade};
 use crate::ids::{Field, Member, RecordId};
 use crate::json::Json;
 use crate::row::FieldType;
@@ -86,6 +89,20 @@ pub enum Op {
         /// [`RANK_MAX`](crate::types::unique::RANK_MAX).
         ranks: Vec<(u16, u8)>,
     },
+    /// Adds Automerge changes to a document.
+    Change {
+        /// The document.
+        field: Field,
+        /// The changes, in any order.
+        changes: Vec<Encoded>,
+    },
+    /// Edits a document as its node has it. It is made into changes ([`crate::document::Document::edit`]) before the commit.
+    Edit {
+        /// The document.
+        field: Field,
+        /// A JSON Patch that [`crate::document::Patch`] takes.
+        patch: Json,
+    },
     /// Sets when the record expires.
     Expire {
         /// In how many milliseconds from the commit on, 1 to [`EXPIRE_MS_MAX`](crate::types::expiry::EXPIRE_MS_MAX).
@@ -125,6 +142,8 @@ impl Op {
             | Self::ZIncr { .. }
             | Self::Observe { .. }
             | Self::ObserveRanks { .. }
+            | Self::Change { .. }
+            | Self::Edit { .. }
             | Self::Expire { .. }
             | Self::ExpireAt { .. }
             | Self::Persist => false,
@@ -156,6 +175,7 @@ impl Op {
             Self::Observe { field, .. } | Self::ObserveRanks { field, .. } => {
                 Some((field, FieldType::UNIQUE))
             }
+            Self::Change { field, .. } | Self::Edit { field, .. } => Some((field, FieldType::DOCUMENT)),
             Self::Clear { .. }
             | Self::Delete
             | Self::Expire { .. }
@@ -200,6 +220,8 @@ impl Write {
             let more = match op {
                 Op::Set { value, .. } => value.as_str().len(),
                 Op::Clear { field } => field.as_str().len(),
+                Op::Edit { patch, .. } => patch.as_str().len(),
+                Op::Change { changes, .. } => changes.iter().map(Encoded::bytes_held).sum(),
                 op => op.members().1,
             };
             size_of::<Op>() + name + more
@@ -294,6 +316,28 @@ pub enum Reason {
         /// The limit.
         max: usize,
     },
+    /// Changes that build on others which are not there, or were cleared.
+    #[error(
+        "{field:?} lacks changes that these build on, or they were cleared: send them too ({})",
+        listed(missing)
+    )]
+    MissingChanges {
+        /// The document.
+        field: Field,
+        /// What is missing, in order.
+        missing: Vec<ChangeHash>,
+    },
+    /// An operation on a document that does not fit it.
+    #[error("document {field:?}: {unmade}")]
+    Document {
+        /// The document.
+        field: Field,
+        /// What is wrong.
+        unmade: Unmade,
+    },
+    /// An edit that was not made into changes before.
+    #[error("an edit is made into changes before it is committed")]
+    EditNotMade,
     /// One field more than a record may have.
     #[error("the record already has {max} fields, the most that is allowed")]
     TooManyFields {
@@ -338,4 +382,14 @@ pub enum Reason {
         /// The limit.
         max: usize,
     },
+}
+
+/// The first few of them.
+pub(crate) fn listed(hashes: &[ChangeHash]) -> String {
+    const SHOWN: usize = 8;
+    let mut shown: Vec<String> = hashes.iter().take(SHOWN).map(ToString::to_string).collect();
+    if hashes.len() > SHOWN {
+        shown.push(format!("and {} more", hashes.len() - SHOWN));
+    }
+    shown.join(", ")
 }

@@ -22,6 +22,7 @@
 mod apply;
 mod derived;
 mod expiries;
+mod hidden;
 mod log;
 mod repair;
 mod scrub;
@@ -44,16 +45,17 @@ use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::time::Hlc;
 
 pub use expiries::Sweep;
+pub use hidden::Forget;
 pub use log::{LogEntry, LogFloor, log_from, read_log};
 pub use repair::Checked;
-pub use scrub::Reinstated;
+pub use scrub::{Reinstated, Watch};
 pub use sweep::{Fold, Own, Step};
 
 pub(crate) use expiries::{may_hide, read as read_expiry};
 
 use expiries::Look;
+use hidden::Walk;
 use log::Log;
-use scrub::Watch;
 
 /// What a delta that waits costs beyond its bytes.
 const PENDING_OVERHEAD_BYTES: usize = 256;
@@ -84,6 +86,8 @@ pub struct Sizes {
     /// How long after its time an expired record is swept at the earliest, in milliseconds; each node waits one to four times as
     /// long.
     pub sweep_after_ms: u64,
+    /// How long after a clear of a document the changes that it hid are kept at least, in milliseconds.
+    pub forget_after_ms: u64,
 }
 
 impl Default for Sizes {
@@ -94,6 +98,7 @@ impl Default for Sizes {
             clear_rows: 256,
             sweep_rows: 1024,
             sweep_after_ms: 60_000,
+            forget_after_ms: 24 * 60 * 60 * 1000,
         }
     }
 }
@@ -125,6 +130,10 @@ pub struct Partition {
     has_expiries: bool,
     /// A due record that is being looked through.
     look: Option<Look>,
+    /// Whether some document may have changes that are hidden.
+    has_hidden: bool,
+    /// A look through those.
+    walk: Option<Walk>,
     /// Whether something may be staged.
     has_staged: bool,
     /// Where the next job is looked for.
@@ -207,6 +216,8 @@ impl Partition {
         let log = Log::open(store, id, meta.log_last, meta.checkpoint_entries)?;
         let has_states = store.first(Family::Fields, &states, &keys::after_prefix(&states))?.is_some();
         let has_expiries = store.get(Family::Meta, &keys::has_expiries(id))?.is_some();
+        let hidden = keys::hidden(&keys::partition_prefix(id));
+        let has_hidden = store.first(Family::Meta, &hidden, &keys::after_prefix(&hidden))?.is_some();
         let has_staged = store.first(Family::Staged, &states, &keys::after_prefix(&states))?.is_some();
         Ok(Self {
             id,
@@ -221,6 +232,8 @@ impl Partition {
             has_states,
             has_expiries,
             look: None,
+            has_hidden,
+            walk: None,
             has_staged,
             job_turn: None,
             watch: None,
@@ -329,6 +342,15 @@ impl Partition {
                 commit::fold(txn, self.at(self.next_dot(), (now_ms, 0)), &record, &field, &members)?
             }
             Own::Sweep(sweep) => self.swept(txn, sweep, now_ms)?,
+            Own::Forget(forget) => {
+                let (at, rows_max) = (self.at(self.next_dot(), (now_ms, 0)), self.sizes.sweep_rows);
+                let Forget { record, field, cleared, stable } = &forget;
+                let evaluated = commit::forget(txn, at, record, field, (cleared, stable), rows_max)?;
+                if evaluated.change.is_none() {
+                    forget.in_vain(txn, self.id);
+                }
+                evaluated
+            }
         };
         let Evaluated { change: Some(delta), found } = evaluated else { return Ok(None) };
         match self.commit_records(txn, vec![delta], &[found], Vec::new(), stamp(), (now_ms, 0)) {
@@ -539,6 +561,7 @@ impl Partition {
         self.has_jobs |= left.job;
         self.has_states |= left.state;
         self.has_expiries |= left.expiry;
+        self.has_hidden |= left.hidden;
         for request in delta.requests.iter().filter(|request| !place.before.covers(request.dot)) {
             let Request { namespace, id, dot, hlc } = request;
             let known = Known::new(*id, Some((*dot, *hlc)), hlc.millis());

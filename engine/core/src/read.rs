@@ -8,9 +8,11 @@
 //! | this one | records and fields |
 //! | `sets` | pages of sets, membership, sizes |
 //! | `zsets`, `uniques` | the same of zsets, by member, rank and score; estimates of uniques |
+//! | `documents` | the changes that make a document |
 //! | `listing` | the keys of a namespace |
 //! | `rows` | the one way to stored rows, and how much of them is looked at |
 
+mod documents;
 mod listing;
 mod rows;
 mod sets;
@@ -23,6 +25,7 @@ use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
 use crate::context::Dot;
+use crate::document::{ChangeHash, Selected};
 use crate::ids::{Field, RecordId};
 use crate::keys;
 use crate::partition;
@@ -33,6 +36,7 @@ use crate::types::expiry::NEVER;
 use crate::types::register;
 use crate::types::score::Score;
 
+pub use documents::{DOCUMENT_BYTES_MAX, changes};
 pub use listing::{has_keys, list_keys, list_namespaces};
 pub use sets::{contains, kept_size, members, size};
 pub use uniques::ranks;
@@ -73,6 +77,22 @@ pub enum Value {
     },
     /// About how many distinct members were observed.
     Unique(u64),
+    /// A document.
+    Document(DocumentValue),
+}
+
+/// A document's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DocumentValue {
+    /// As it is read: the changes that make it, each after those that it builds on.
+    Changes(Vec<Selected>),
+    /// As it is shown, once somebody has made it of the changes.
+    Shown {
+        /// Compact JSON.
+        json: String,
+        /// The changes that no other one builds on.
+        heads: Vec<ChangeHash>,
+    },
 }
 
 /// Where and when something is read.
@@ -258,6 +278,7 @@ fn read_fields(
             FieldType::SET => set(&rows, members_max)?,
             FieldType::ZSET => zsets::view(&rows, members_max)?,
             FieldType::UNIQUE => uniques::view(&rows)?,
+            FieldType::DOCUMENT => documents::view(&rows, &field)?,
             // Of a later version: kept and relayed, not read.
             _ => None,
         };

@@ -45,6 +45,8 @@ impl FieldType {
     pub const COUNTER: Self = Self(0x21);
     /// The increments of a zset's members (read as part of the zset).
     pub const ZSUM: Self = Self(0x22);
+    /// A document: Automerge changes, and clears that hide them.
+    pub const DOCUMENT: Self = Self(0x23);
     /// The latest of concurrent assignments, the others kept as siblings.
     pub const REGISTER: Self = Self(0x41);
     /// When the record expires: no value of the field under whose name it is kept. Of the kind that no clear's scope takes.
@@ -72,6 +74,7 @@ impl FieldType {
     /// The name in the API, for the types that this version knows.
     pub fn name(self) -> Option<&'static str> {
         match self.whole() {
+            Self::DOCUMENT => Some("document"),
             Self::FLAG => Some("flag"),
             Self::SET => Some("set"),
             Self::ZSET => Some("zset"),
@@ -85,6 +88,7 @@ impl FieldType {
     /// The place among types of one name when a read by name must choose: the smallest wins.
     pub fn read_precedence(self) -> u8 {
         match self.whole() {
+            Self::DOCUMENT => 0,
             Self::ZSET => 1,
             Self::SET => 2,
             Self::UNIQUE => 3,

@@ -19,7 +19,7 @@ use godwit_core::ids::{MAX_PARTITIONS, PartitionId, ReplicaId};
 use godwit_core::keys;
 use godwit_core::machine::{Effects, Machine};
 use godwit_core::op::{Limits, Terms, Write};
-use godwit_core::partition::{self, Applied, CommitError, Committed, Partition, Received};
+use godwit_core::partition::{self, Applied, CommitError, Committed, Partition, Received, Watch};
 use godwit_core::repair::{Settlings, TREE_BITS_MAX};
 use godwit_core::requests;
 use godwit_core::store::{Batch, Family, StoreError, StoreRead, Txn};
@@ -37,6 +37,8 @@ use crate::scrub::Scrubs;
 const CLOCK_VERSION: u8 = 1;
 /// How often idempotency keys whose window has ended are looked for.
 const REQUESTS_INTERVAL_US: u64 = 10_000_000;
+/// How often what is hidden of documents is looked at, whether anybody may still need it.
+const HIDDEN_INTERVAL_US: u64 = 1_000_000;
 /// How often records whose time has come are looked for.
 const EXPIRIES_INTERVAL_US: u64 = 1_000_000;
 /// Idempotency keys dropped in one step.
@@ -175,6 +177,7 @@ pub struct Node {
     jobs_turn: u16,
     /// When records whose time has come are looked for.
     expiries_at: Mono,
+    hidden_at: Mono,
     /// When to look for idempotency keys whose window has ended.
     requests_at: Mono,
     pub(crate) retention: Retention,
@@ -225,6 +228,7 @@ impl Node {
             jobs_at: Some(Mono(0)),
             jobs_turn: 0,
             expiries_at: Mono(0),
+            hidden_at: Mono(0),
             requests_at: Mono(0),
             retention: Retention::new(),
             pending_bytes: 0,
@@ -339,6 +343,42 @@ impl Node {
         Ok(())
     }
 
+    /// A node that is alone has nobody to compare its rows with.
+    fn hidden_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) {
+        let now = step.now.mono;
+        if self.hidden_at > now || !self.config.members.is_empty() {
+            return;
+        }
+        self.hidden_at = now.plus_us(HIDDEN_INTERVAL_US);
+        self.partition_ids().for_each(|id| self.forget_hidden(step.now, id, None));
+    }
+
+    /// Has what is hidden of documents forgotten where all members have applied what hid it. Only just after this node's rows were compared
+    /// with a peer's: what needs something hidden may be lost here and not elsewhere, and forgetting is a commit, for all.
+    pub(crate) fn forget_hidden(&mut self, now: Now, id: PartitionId, except: Option<Watch>) {
+        if self.partitions[usize::from(id.0)].has_hidden()
+            && let Some(stable) = self.stable(id)
+        {
+            self.partitions[usize::from(id.0)].forget_hidden(stable, except);
+            self.jobs_may_be_due(now, id);
+        }
+    }
+
+    /// What every member is known to have applied of a partition, if this node has applied all that they have told: then nothing is on its
+    /// way that a member made before.
+    fn stable(&self, id: PartitionId) -> Option<VersionVector> {
+        let own = self.context(id);
+        let mut stable = own.clone();
+        for member in &self.config.members {
+            let known = self.peers.get(member)?.known.get(&id)?;
+            if !own.covers_all(known) {
+                return None;
+            }
+            stable.meet(known);
+        }
+        Some(stable)
+    }
+
     /// Looks for records whose time has come.
     fn expiries_due<S: StoreRead>(&mut self, step: &mut Step<'_, S>) -> Result<(), StoreError> {
         let now = step.now.mono;
@@ -351,6 +391,10 @@ impl Node {
             self.jobs_may_be_due(step.now, PartitionId(id));
         }
         Ok(())
+    }
+
+    fn has_hidden(&self) -> bool {
+        self.config.members.is_empty() && self.partitions.iter().any(Partition::has_hidden)
     }
 
     fn has_expiries(&self) -> bool {
@@ -542,6 +586,7 @@ impl Machine for Node {
             self.incarnation.deadline(),
             self.jobs_at,
             self.has_expiries().then_some(self.expiries_at),
+            self.has_hidden().then_some(self.hidden_at),
             self.repairs.deadline(self.config.tuning.repair_window_bytes),
             self.scrubs.deadline(self.repairs.read_at()),
             Some(self.requests_at),
@@ -565,6 +610,7 @@ impl Machine for Node {
         self.answers_due(&mut step)?;
         self.repairs_due(&mut step)?;
         self.expiries_due(&mut step)?;
+        self.hidden_due(&mut step);
         self.jobs_due(&mut step)?;
         self.requests_due(&mut step)?;
         self.retention_due(&mut step)?;

@@ -11,6 +11,9 @@
 //! 3. Such a row is one that this node has lost ([`godwit_core::partition::Partition::reinstate`] says why): it is put back. A
 //!    row that both have with other contents is only named: of two, nobody knows which is right.
 //!
+//! What deletes rows for good that others may need, and tells so by what rows are here, waits for a comparison that left nothing open
+//! ([`Node::forget_hidden`]).
+//!
 //! Rows that the node has and the peer has not may have been removed by commits that only the peer has. If not, the peer finds
 //! that when its turn comes to ask. So present rows win, and a scrub removes nothing.
 //!
@@ -216,15 +219,18 @@ impl Node {
     pub(crate) fn scrub_ends<S: StoreRead>(&mut self, step: &mut Step<'_, S>, is_whole: bool) {
         self.scrub_sends(step, Ask::End);
         let Some(scrub) = self.scrubs.asking.take() else { return };
-        let Scrubbing { partition, peer, reader, found, .. } = scrub;
+        let Scrubbing { partition, peer, reader, leaves, found, .. } = scrub;
         step.outputs.push(Output::EndRead { reader });
-        self.partitions[usize::from(partition.0)].unwatch();
+        let touched = self.partitions[usize::from(partition.0)].unwatch();
         let status = &mut self.scrubs.status;
         status.compared += u64::from(is_whole);
         status.given_up += u64::from(!is_whole);
         status.rows_missing += found.missing;
         status.rows_altered += found.altered;
         let Reinstated { missing, altered, fields, .. } = found;
+        if is_whole && leaves.is_empty() && altered == 0 {
+            self.forget_hidden(step.now, partition, touched);
+        }
         if missing + altered > 0 {
             let fields: Vec<(RecordId, Field)> = fields.into_iter().collect();
             step.outputs.push(Output::Alarm(Alarm::Diverged { partition, peer, missing, altered, fields }));

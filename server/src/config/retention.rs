@@ -18,12 +18,18 @@ pub struct RetentionSection {
     pub log_bytes: u64,
     /// How long entries are kept at most, in milliseconds.
     pub log_age_ms: u64,
+    /// How long after a clear of a document the changes that it hid are kept at least, in milliseconds.
+    pub cleared_documents_ms: u64,
 }
 
 impl Default for RetentionSection {
     fn default() -> Self {
-        let Tuning { log_bytes_max, log_age_max_ms, .. } = Tuning::default();
-        Self { log_bytes: log_bytes_max, log_age_ms: log_age_max_ms }
+        let Tuning { log_bytes_max, log_age_max_ms, sizes, .. } = Tuning::default();
+        Self {
+            log_bytes: log_bytes_max,
+            log_age_ms: log_age_max_ms,
+            cleared_documents_ms: sizes.forget_after_ms,
+        }
     }
 }
 

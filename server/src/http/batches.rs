@@ -113,10 +113,10 @@ async fn reads(
     let ids: Arc<[RecordId]> = keys.iter().map(record).collect();
     let partitions = api.node.partitions();
     let homes = ids.iter().map(|id| id.partition(partitions)).collect();
-    let at = api.node.read_at();
+    let (at, documents) = (api.node.read_at(), Arc::clone(api.node.documents()));
     let read = move |store: &StoreView<'_>, limits| {
         let fields = read::records(store, at, &ids, limits)?.into_iter().zip(ids.iter());
-        let view = |(fields, id)| RecordView::of(fields, shape, store, at, id);
+        let view = |(fields, id)| RecordView::of(fields, shape, store, at, id, (&documents, limits));
         fields.map(view).collect::<Result<Vec<_>, _>>()
     };
     let Fetched { views, room } = respond::fetch(api, session, &homes, read).await?;

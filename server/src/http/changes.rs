@@ -191,19 +191,28 @@ impl Feed {
     async fn look(&mut self) -> Result<Option<Look>, ReadFailure> {
         let (mut cursor, mut expiries) = (self.cursor.clone(), self.expiries.clone());
         let (followed, at) = (self.followed.clone(), self.node.read_at());
+        let documents = Arc::clone(self.node.documents());
         let limits = ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max: RECORD_BYTES_MAX };
         let read = move |store: &StoreView<'_>| {
             let changes = match cursor.look(store, at.partitions, &followed, STEP)? {
                 None => match expiries.look(store, at, &followed, STEP.records_max)? {
-                    expired if expired.is_empty() => return Ok::<_, ReadError>((cursor, expiries, None)),
+                    expired if expired.is_empty() => return Ok::<_, ReadFailure>((cursor, expiries, None)),
                     expired => expired,
                 },
                 Some(Found::Reset(_)) => return Ok((cursor, expiries, Some(Look::Reset))),
                 Some(Found::Step(changes)) => changes,
             };
-            let with_views = |change: Change| match read::record(store, at, &change.record, limits) {
+            let views = |change: &Change| {
+                let mut views = read::record(store, at, &change.record, limits)?;
+                documents.show(&change.record, &mut views, limits.bytes_max)?;
+                Ok(views)
+            };
+            let with_views = |change: Change| match views(&change) {
                 Ok(views) => Ok((change, Some(views))),
-                Err(ReadError::TooLarge { .. } | ReadError::Unordered) => Ok((change, None)),
+                // What cannot be shown is named, and to be read: reading says why.
+                Err(ReadFailure::TooLarge { .. } | ReadFailure::Unordered | ReadFailure::Document(_)) => {
+                    Ok((change, None))
+                }
                 Err(error) => Err(error),
             };
             let changes = changes.into_iter().map(with_views).collect::<Result<_, _>>()?;

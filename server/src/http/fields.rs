@@ -1,5 +1,7 @@
 //! `/v1/{ns}/{key}/{field}`: single fields.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
@@ -7,7 +9,7 @@ use axum::response::Response;
 use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
-use godwit_core::read::{self, ReadError};
+use godwit_core::read::{self, ReadError, ReadLimits};
 use serde::Serialize;
 
 use super::problem::{Kind, Problem};
@@ -15,7 +17,7 @@ use super::request::{self, FieldPath, Query};
 use super::respond::Fetched;
 use super::session::Session;
 use super::view::{CommittedBody, Shape, Viewer};
-use super::{Api, respond, sets, zsets};
+use super::{Api, documents, respond, sets, zsets};
 use crate::node::StoreView;
 
 /// `GET`: the field's value; of a set or zset also a page, or its size.
@@ -28,9 +30,12 @@ pub(super) async fn read(
 ) -> Result<Response, Problem> {
     let query = Query::of_data(
         uri.query(),
-        &[&["after", "limit", "numbers", "view"][..], &zsets::PARAMETERS].concat(),
+        &[&["after", "limit", "numbers", "view"][..], &zsets::PARAMETERS, &documents::PARAMETERS].concat(),
     )?;
-    let view = query.one_of("view", &["full", "ranks", "size"])?;
+    if let Some(form) = documents::Form::of(&query, &headers)? {
+        return documents::read(&api, &session, record, field, form, &query, &headers).await;
+    }
+    let view = query.one_of("view", &["full", "ranks", "size", "history", "diff", "changes"])?;
     let ranked = zsets::PARAMETERS.iter().any(|name| query.text(name).is_some());
     let paged = ranked || query.text("after").is_some() || query.text("limit").is_some();
     match view {
@@ -57,8 +62,12 @@ async fn value(
 ) -> Result<Response, Problem> {
     let (partitions, asked) = (api.node.partitions(), field.clone());
     let home = [record.partition(partitions)].into();
-    let at = api.node.read_at();
-    let read = move |store: &StoreView<'_>, limits| read::field(store, at, &record, &asked, limits);
+    let (at, documents) = (api.node.read_at(), Arc::clone(api.node.documents()));
+    let read = move |store: &StoreView<'_>, limits: ReadLimits| {
+        let mut views = read::field(store, at, &record, &asked, limits)?;
+        documents.show(&record, &mut views, limits.bytes_max)?;
+        Ok(views)
+    };
     let Fetched { views, room } = respond::fetch(api, session, &home, read).await?;
     let viewer = Viewer::new(&api.node, shape, &views).await;
     match viewer.field(field.as_str(), views)? {
@@ -105,7 +114,7 @@ pub(super) fn absent(field: &Field) -> Problem {
     Problem::new(Kind::NotFound, format!("the field {field:?} has no live value"))
 }
 
-/// `PUT`: sets a register to the body.
+/// `PUT`: sets a register to the body, or adds the changes of an Automerge file to a document.
 pub(super) async fn put(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -115,6 +124,9 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     Query::of_data(uri.query(), &[])?;
+    if documents::is_file(&headers) {
+        return documents::put(&api, &session, record, field, &headers, body).await;
+    }
     let body = request::text(&api, &headers, body).await?;
     let value = Json::parse(&body.text)?;
     drop(body.text);

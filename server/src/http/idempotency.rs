@@ -124,6 +124,15 @@ impl Form {
                 begin(15, "");
                 self.number(*at_ms);
             }
+            Op::Edit { field, patch } => {
+                begin(17, field.as_str());
+                self.text(patch.as_str());
+            }
+            Op::Change { field, changes } => {
+                begin(18, field.as_str());
+                self.number(changes.len() as u64);
+                changes.iter().for_each(|change| self.text(&change.change.hash.to_string()));
+            }
             Op::ObserveRanks { field, ranks } => {
                 begin(16, field.as_str());
                 self.number(ranks.len() as u64);

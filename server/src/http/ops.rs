@@ -8,6 +8,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use godwit_core::document::{Encoded, Patch};
 use godwit_core::ids::{Field, Member, NameError};
 use godwit_core::json::Json;
 use godwit_core::op::Op;
@@ -23,8 +26,7 @@ use super::time;
 use crate::config::LimitsSection;
 
 /// The operations that this version has, for people.
-const NAMES: &str =
-    "set, incr, enable, disable, add, remove, zadd, zincr, zremove, observe, clear, expire, persist";
+const NAMES: &str = "set, incr, enable, disable, add, remove, zadd, zincr, zremove, observe, edit, change, clear, expire, persist";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +65,10 @@ struct RawOp<'a> {
     at: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     ranks: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    patch: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    changes: Option<&'a RawValue>,
 }
 
 /// Keeps `null` apart from what is not there: a register may be set to `null`.
@@ -111,6 +117,8 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
         "observe" => &["members", "ranks"],
         "zadd" => &["scores"],
         "zincr" => &["member", "by"],
+        "edit" => &["patch"],
+        "change" => &["changes"],
         "expire" => &["in_ms", "at"],
         "enable" | "disable" | "clear" | "persist" => &[],
         other => {
@@ -128,6 +136,8 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
         ("in_ms", raw.in_ms),
         ("at", raw.at),
         ("ranks", raw.ranks),
+        ("patch", raw.patch),
+        ("changes", raw.changes),
     ];
     if let Some((name, _)) = given.iter().find(|(name, value)| value.is_some() && !takes.contains(name)) {
         return Err(malformed(format!("the operation {:?} does not take `{name}`", raw.op)));
@@ -157,6 +167,15 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
                 malformed(format!("`by` must be an integer from {} to {}", i64::MIN, i64::MAX))
             })?;
             Op::Incr { field, by }
+        }
+        "edit" => {
+            let patch = Json::parse(raw.patch.ok_or_else(|| missing("patch"))?.get())?;
+            Patch::parse(&patch).map_err(|error| malformed(format!("`patch`: {error}")))?;
+            Op::Edit { field, patch }
+        }
+        "change" => {
+            let raw = raw.changes.ok_or_else(|| missing("changes"))?;
+            Op::Change { field, changes: changes(raw, limits, members_left)? }
         }
         "enable" => Op::Enable { field },
         "disable" => Op::Disable { field },
@@ -205,6 +224,26 @@ fn expire_at(at: &RawValue) -> Result<Op, Problem> {
     let at_ms = at.and_then(|at| time::parse(&at));
     let wrong = || malformed("`at` must be a time like \"2026-11-23T09:30:00.000Z\", in UTC, from 1970 on");
     at_ms.map(|at_ms| Op::ExpireAt { at_ms }).ok_or_else(wrong)
+}
+
+/// Automerge changes, in base64. They count as members do.
+fn changes(raw: &RawValue, limits: &LimitsSection, left: &mut usize) -> Result<Vec<Encoded>, Problem> {
+    let texts: Vec<Cow<'_, str>> = bounded(raw, *left).map_err(|failure| match failure {
+        Unread::Beyond => too_many(limits),
+        Unread::Not(error) => malformed(format!("`changes` is not an array of strings: {error}")),
+    })?;
+    if texts.is_empty() {
+        return Err(malformed("`changes` is empty: send at least one"));
+    }
+    *left -= texts.len();
+    let read = |(index, text): (usize, Cow<'_, str>)| {
+        let bytes = STANDARD
+            .decode(text.as_ref())
+            .map_err(|error| malformed(format!("change {index} is not base64: {error}")))?;
+        Encoded::parse(bytes)
+            .map_err(|error| Problem::new(Kind::InvalidDocument, format!("change {index}: {error}")))
+    };
+    texts.into_iter().enumerate().map(read).collect()
 }
 
 /// Registers and ranks, in the order given.

@@ -7,6 +7,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use godwit_core::delta::MAX_DELTA_BYTES;
+use godwit_core::document::{DocumentError, EditError, Unmade};
 use godwit_core::ids::NameError;
 use godwit_core::json::{JsonError, MAX_DEPTH};
 use godwit_core::op::Reason;
@@ -45,12 +46,18 @@ pub enum Kind {
     TypeMismatch,
     /// A removal over increments that the client has not seen.
     StaleSeen,
+    /// An edit that does not fit the document as it is.
+    EditRefused,
+    /// Changes that build on others which are not there.
+    MissingChanges,
     /// The namespace is being deleted.
     NamespaceDeleting,
     /// Beyond a limit.
     TooLarge,
     /// The body is not JSON.
     UnsupportedMediaType,
+    /// Bytes of which Automerge makes no document.
+    InvalidDocument,
     /// An idempotency key that was used for something else.
     IdempotencyKeyReused,
     /// The node has too much to do.
@@ -94,7 +101,7 @@ struct Limit {
 
 impl Kind {
     /// All kinds, by status.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::Malformed,
         Self::InvalidName,
         Self::UnknownOp,
@@ -107,9 +114,12 @@ impl Kind {
         Self::RequestTimeout,
         Self::TypeMismatch,
         Self::StaleSeen,
+        Self::EditRefused,
+        Self::MissingChanges,
         Self::NamespaceDeleting,
         Self::TooLarge,
         Self::UnsupportedMediaType,
+        Self::InvalidDocument,
         Self::IdempotencyKeyReused,
         Self::Overloaded,
         Self::RateLimited,
@@ -133,6 +143,9 @@ impl Kind {
             Self::RequestTimeout => "request-timeout",
             Self::TypeMismatch => "type-mismatch",
             Self::StaleSeen => "stale-seen",
+            Self::EditRefused => "edit-refused",
+            Self::MissingChanges => "missing-changes",
+            Self::InvalidDocument => "invalid-document",
             Self::NamespaceDeleting => "namespace-deleting",
             Self::TooLarge => "too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
@@ -159,6 +172,9 @@ impl Kind {
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::RequestTimeout => "The request took too long to arrive",
             Self::TypeMismatch => "The field has another type",
+            Self::EditRefused => "The edit does not fit the document",
+            Self::MissingChanges => "The document lacks what the changes build on",
+            Self::InvalidDocument => "Automerge makes no document of this",
             Self::StaleSeen => "The token does not cover what is to be removed",
             Self::NamespaceDeleting => "The namespace is being deleted",
             Self::TooLarge => "A limit is exceeded",
@@ -184,10 +200,14 @@ impl Kind {
             Self::NotFound | Self::NamespaceNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::TypeMismatch | Self::StaleSeen | Self::NamespaceDeleting => StatusCode::CONFLICT,
+            Self::TypeMismatch
+            | Self::StaleSeen
+            | Self::EditRefused
+            | Self::MissingChanges
+            | Self::NamespaceDeleting => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::InvalidDocument | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Overloaded | Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotYetVisible | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
@@ -243,6 +263,33 @@ impl Problem {
     /// Something that is stored does not make sense; nothing was changed by finding out.
     pub(super) fn unreadable(error: &dyn std::fmt::Display) -> Self {
         Self::internal(error, Applied::No)
+    }
+
+    /// What a document is not, or has not. One that cannot be made of what is stored is told so too.
+    fn of_document(error: &DocumentError) -> Self {
+        match error {
+            DocumentError::NotThere(_) | DocumentError::UnknownHead(_) => {
+                Self::new(Kind::NotFound, error.to_string())
+            }
+            DocumentError::TooDeep => Self::too_large("depth", MAX_DEPTH, error.to_string()),
+            DocumentError::Chunk(_) | DocumentError::Failed(_) => {
+                Self::new(Kind::InvalidDocument, error.to_string())
+            }
+        }
+    }
+
+    fn of_unmade(unmade: &Unmade, detail: String) -> Self {
+        match unmade {
+            Unmade::Patch(_) => Self::new(Kind::Malformed, detail),
+            Unmade::Edit(EditError::Step { .. }) => Self::new(Kind::EditRefused, detail),
+            Unmade::Edit(EditError::Document(error)) | Unmade::Document(error) => {
+                Self { detail, ..Self::of_document(error) }
+            }
+            Unmade::Missing(_) => Self::new(Kind::MissingChanges, detail),
+            Unmade::TooLarge { max, .. } => {
+                Self::too_large("document", usize::try_from(*max).unwrap_or(usize::MAX), detail)
+            }
+        }
     }
 
     fn internal(error: &dyn std::fmt::Display, applied: Applied) -> Self {
@@ -326,6 +373,7 @@ impl From<ReadFailure> for Problem {
     fn from(failure: ReadFailure) -> Self {
         match failure {
             ReadFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
+            ReadFailure::Document(error) => Self::of_document(&error),
             ReadFailure::Unordered => Self::new(Kind::Overloaded, failure.to_string()),
             ReadFailure::TooLarge { max } => {
                 let detail = format!(
@@ -345,6 +393,7 @@ impl From<CommitFailure> for Problem {
             CommitFailure::Quota(exceeded) => Self::new(Kind::QuotaExceeded, exceeded.to_string()),
             CommitFailure::Overloaded => Self::new(Kind::Overloaded, failure.to_string()),
             CommitFailure::Stopped(stopped) => Self::new(Kind::Stopping, stopped.to_string()),
+            CommitFailure::Unread(failure) => failure.into(),
             CommitFailure::Unknown => Self::internal(&failure, Applied::Unknown),
         }
     }
@@ -372,6 +421,9 @@ impl From<CommitError> for Problem {
             Reason::TooManyIncremented { max, .. } => too_large("members", max),
             Reason::TooLarge { max, .. } => too_large("delta", max),
             Reason::TooManyParts => too_large("delta", MAX_DELTA_BYTES),
+            Reason::MissingChanges { .. } => Self::new(Kind::MissingChanges, detail),
+            Reason::Document { unmade, .. } => Self::of_unmade(&unmade, detail),
+            Reason::EditNotMade => Self::new(Kind::Overloaded, detail),
         };
         problem.at_op(refusal.op)
     }

@@ -1,5 +1,7 @@
 //! `/v1/{ns}/{key}`: records.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, Uri};
@@ -81,9 +83,10 @@ async fn fetch(
 ) -> Result<Fetched<RecordView>, Problem> {
     let (partitions, record) = (api.node.partitions(), record.clone());
     let home = [record.partition(partitions)].into();
-    let at = api.node.read_at();
+    let (at, documents) = (api.node.read_at(), Arc::clone(api.node.documents()));
     let read = move |store: &StoreView<'_>, limits| {
-        RecordView::of(read::record(store, at, &record, limits)?, shape, store, at, &record)
+        let fields = read::record(store, at, &record, limits)?;
+        RecordView::of(fields, shape, store, at, &record, (&documents, limits))
     };
     respond::fetch(api, session, &home, read).await
 }

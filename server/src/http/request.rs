@@ -250,7 +250,20 @@ pub(super) struct Text {
 }
 
 /// Reads a JSON body whole, up to the limits.
-pub(super) async fn text(api: &Api, headers: &HeaderMap, mut body: Body) -> Result<Text, Problem> {
+pub(super) async fn text(api: &Api, headers: &HeaderMap, body: Body) -> Result<Text, Problem> {
+    let (bytes, room) = bytes(api, headers, body, check_content_type).await?;
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|_| Problem::new(Kind::Malformed, "the body is not UTF-8"))?;
+    Ok(Text { text, room })
+}
+
+/// Reads a body whole, up to the limits, if its type is right.
+pub(super) async fn bytes(
+    api: &Api,
+    headers: &HeaderMap,
+    mut body: Body,
+    check_content_type: impl Fn(&HeaderMap) -> Result<(), Problem>,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Problem> {
     let read = async {
         check_content_type(headers)?;
         check_announced(api, headers)?;
@@ -261,11 +274,7 @@ pub(super) async fn text(api: &Api, headers: &HeaderMap, mut body: Body) -> Resu
         Err(Problem::new(Kind::RequestTimeout, detail))
     });
     match read {
-        Ok((bytes, room)) => {
-            let text = String::from_utf8(bytes);
-            let text = text.map_err(|_| Problem::new(Kind::Malformed, "the body is not UTF-8"))?;
-            Ok(Text { text, room })
-        }
+        Ok(read) => Ok(read),
         Err(refusal) => {
             discard_refused(headers, body).await;
             Err(refusal)

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use godwit_core::ids::PartitionId;
-use godwit_core::read::{ReadError, ReadLimits};
+use godwit_core::read::ReadLimits;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -39,7 +39,7 @@ pub(super) async fn fetch<T: Send + 'static>(
     api: &Api,
     session: &Session,
     partitions: &BTreeSet<PartitionId>,
-    read: impl Fn(&StoreView<'_>, ReadLimits) -> Result<T, ReadError> + Clone + Send + 'static,
+    read: impl Fn(&StoreView<'_>, ReadLimits) -> Result<T, ReadFailure> + Clone + Send + 'static,
 ) -> Result<Fetched<T>, Problem> {
     let attempt = |bytes_max: usize| {
         let (read, limits) = (read.clone(), ReadLimits { members_max: MEMBERS_SHOWN_MAX, bytes_max });
@@ -78,7 +78,7 @@ pub(super) fn json(body: &impl Serialize) -> Result<Response, Problem> {
 
 /// The same, of a body that takes room.
 pub(super) fn held(body: &impl Serialize, room: Option<OwnedSemaphorePermit>) -> Result<Response, Problem> {
-    Ok(with_type(bytes(body)?, room))
+    Ok(with_type("application/json", bytes(body)?, room))
 }
 
 /// An answer to a read: 304 if the client has these bytes already.
@@ -87,12 +87,21 @@ pub(super) fn tagged(
     headers: &HeaderMap,
     room: Option<OwnedSemaphorePermit>,
 ) -> Result<Response, Problem> {
-    let bytes = bytes(body)?;
+    tagged_as("application/json", bytes(body)?, headers, room)
+}
+
+/// The same, of bytes of another type.
+pub(super) fn tagged_as(
+    content_type: &'static str,
+    bytes: Vec<u8>,
+    headers: &HeaderMap,
+    room: Option<OwnedSemaphorePermit>,
+) -> Result<Response, Problem> {
     let tag = format!("\"{}\"", blake3::hash(&bytes).to_hex());
     let mut response = if is_known(headers, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        with_type(bytes, room)
+        with_type(content_type, bytes, room)
     };
     let tag = HeaderValue::from_str(&tag).map_err(|error| Problem::unreadable(&error))?;
     response.headers_mut().insert(header::ETAG, tag);
@@ -108,8 +117,8 @@ fn bytes(body: &impl Serialize) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(body).map_err(|error| Problem::unreadable(&error))
 }
 
-fn with_type(bytes: Vec<u8>, room: Option<OwnedSemaphorePermit>) -> Response {
-    let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+fn with_type(content_type: &'static str, bytes: Vec<u8>, room: Option<OwnedSemaphorePermit>) -> Response {
+    let content_type = (header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     ([content_type], hold(bytes, room)).into_response()
 }
 

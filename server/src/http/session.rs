@@ -133,13 +133,32 @@ impl Session {
         writes: Vec<Write>,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<Committed, CommitFailure> {
+        self.commit_under(api, writes, room, self.0.key).await
+    }
+
+    /// The same, of a part of what the request writes, which may be written again without harm: the request's idempotency key is not for
+    /// one part.
+    pub(super) async fn commit_part(
+        &self,
+        api: &Api,
+        writes: Vec<Write>,
+    ) -> Result<Committed, CommitFailure> {
+        self.commit_under(api, writes, None, None).await
+    }
+
+    async fn commit_under(
+        &self,
+        api: &Api,
+        writes: Vec<Write>,
+        room: Option<OwnedSemaphorePermit>,
+        key: Option<[u8; 16]>,
+    ) -> Result<Committed, CommitFailure> {
         let home = writes.first().map(|write| write.record.partition(api.node.partitions()));
         // A token that does not name the partition has seen nothing of it.
         let seen = self.0.seen.as_ref().zip(home).map(|(token, home)| token.seen(home));
-        let request =
-            self.0.key.map(|key| RequestKey { key, asked: idempotency::asked(&writes, seen.as_ref()) });
+        let request = key.map(|key| RequestKey { key, asked: idempotency::asked(&writes, seen.as_ref()) });
         admission::within_quota(api, &writes, request).await?;
-        let committed = api.node.commit_holding(writes, Terms { seen, request }, room).await?;
+        let committed = api.node.commit_edits(writes, Terms { seen, request }, room).await?;
         let mut shown = self.shown();
         shown.commits += 1;
         shown.repeated += usize::from(committed.repeated);

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use godwit_core::ids::{RecordId, ReplicaId};
-use godwit_core::read::{self, FieldView, ReadAt, ReadError, Value};
+use godwit_core::read::{self, DocumentValue, FieldView, ReadAt, ReadLimits, Value};
+use godwit_core::time::Hlc;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -15,7 +16,8 @@ use super::problem::Problem;
 use super::request::Query;
 use super::time::rfc3339;
 use super::zsets;
-use crate::node::{Committed, NodeHandle, StoreView};
+use crate::node::documents::OpenDocuments;
+use crate::node::{Committed, NodeHandle, ReadFailure, StoreView};
 
 /// The most members of a set or zset that a read shows.
 pub(super) const MEMBERS_SHOWN_MAX: usize = 1_000;
@@ -100,6 +102,9 @@ pub(super) struct FullBody {
     value: ValueBody,
     #[serde(skip_serializing_if = "Option::is_none")]
     siblings: Option<Vec<Box<RawValue>>>,
+    /// Of a document: the changes that no other one builds on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heads: Option<Vec<String>>,
     #[serde(skip_serializing_if = "is_false")]
     truncated: bool,
     updated: UpdatedBody,
@@ -108,10 +113,18 @@ pub(super) struct FullBody {
 }
 
 #[derive(Serialize)]
-struct UpdatedBody {
+pub(super) struct UpdatedBody {
     replica: String,
     region: Option<String>,
     time: String,
+}
+
+impl UpdatedBody {
+    /// Of a commit, with the regions that are known.
+    pub(super) fn of(replica: ReplicaId, at: Hlc, regions: &BTreeMap<ReplicaId, String>) -> Self {
+        let region = regions.get(&replica).cloned();
+        Self { replica: replica.to_string(), region, time: rfc3339(at.millis()) }
+    }
 }
 
 /// The answer to a write.
@@ -150,12 +163,14 @@ pub(super) struct RecordView {
 impl RecordView {
     /// Of fields as they were read, in a store and a shape.
     pub(super) fn of(
-        fields: Vec<FieldView>,
+        mut fields: Vec<FieldView>,
         shape: Shape,
         store: &StoreView<'_>,
         at: ReadAt,
         record: &RecordId,
-    ) -> Result<Self, ReadError> {
+        (documents, limits): (&OpenDocuments, ReadLimits),
+    ) -> Result<Self, ReadFailure> {
+        documents.show(record, &mut fields, limits.bytes_max)?;
         let is_told = shape.full && !fields.is_empty();
         let expires_ms = if is_told { read::expires(store, at, record)? } else { None };
         Ok(Self { fields, expires_ms })
@@ -259,16 +274,19 @@ impl Viewer {
             }
             _ => None,
         };
-        let updated = UpdatedBody {
-            replica: view.updated.replica.to_string(),
-            region: self.regions.get(&view.updated.replica).cloned(),
-            time: rfc3339(view.updated_at.millis()),
+        let heads = match &view.value {
+            Value::Document(DocumentValue::Shown { heads, .. }) => {
+                Some(heads.iter().map(ToString::to_string).collect())
+            }
+            _ => None,
         };
+        let updated = UpdatedBody::of(view.updated.replica, view.updated_at, &self.regions);
         Ok(FullBody {
             field: None,
             r#type: view.ty.name().unwrap_or("unknown"),
             value: self.value(view.value)?,
             siblings,
+            heads,
             truncated,
             updated,
             others: Vec::new(),
@@ -286,6 +304,10 @@ impl Viewer {
                 members.into_iter().map(|(member, score)| (member, score.value())).collect(),
             ),
             Value::Unique(count) if self.shape.number_strings => ValueBody::Text(count.to_string()),
+            Value::Document(DocumentValue::Shown { json, .. }) => ValueBody::Json(raw(json)?),
+            Value::Document(DocumentValue::Changes(_)) => {
+                return Err(Problem::unreadable(&"a document was not shown"));
+            }
             Value::Unique(count) => ValueBody::Integer(i64::try_from(count).unwrap_or(i64::MAX)),
         })
     }

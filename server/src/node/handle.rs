@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use godwit_core::context::{Dot, Seen};
+use godwit_core::document::DocumentError;
 use godwit_core::ids::{Field, PartitionId, RecordId, ReplicaId};
 use godwit_core::op::{Terms, Write};
 use godwit_core::partition::CommitError;
@@ -25,6 +26,7 @@ use godwit_proto::status::Status;
 use godwit_proto::{Input, Reply, RequestId};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::documents::OpenDocuments;
 use super::driver::Submission;
 use super::gate::StoreGate;
 use super::namespaces::{Namespaces, QuotaExceeded};
@@ -51,6 +53,7 @@ struct Shared {
     replies: Arc<Replies>,
     gate: Arc<StoreGate>,
     namespaces: Arc<Namespaces>,
+    documents: Arc<OpenDocuments>,
     transport: Option<TransportHandle>,
     /// Regions of nodes, as far as they were ever told: they never change.
     regions: Mutex<BTreeMap<String, String>>,
@@ -85,6 +88,9 @@ pub enum CommitFailure {
     /// The node takes no more commits. Nothing changed.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    /// What the commit acts on cannot be read. Nothing changed.
+    #[error(transparent)]
+    Unread(ReadFailure),
     /// The node failed before it knew that the commit is durable: it may be, or not.
     #[error("the node failed while it committed: it is not known whether the commit is durable")]
     Unknown,
@@ -102,12 +108,24 @@ pub enum ReadFailure {
         /// The limit.
         max: usize,
     },
+    /// A document cannot be made of its changes, or has not what is asked for.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// The order of a large zset is being made.
     #[error("the order by score is being made: try again in a while, or read by member")]
     Unordered,
     /// The node has stopped.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl From<ReadFailure> for CommitFailure {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Stopped(stopped) => Self::Stopped(stopped),
+            other => Self::Unread(other),
+        }
+    }
 }
 
 impl From<ReadError> for ReadFailure {
@@ -147,6 +165,7 @@ impl NodeHandle {
             replies,
             gate,
             namespaces,
+            documents: Arc::new(OpenDocuments::new(config.limits.documents_bytes)),
             transport,
             regions: Mutex::new(regions),
             stopping: AtomicBool::new(false),
@@ -178,6 +197,11 @@ impl NodeHandle {
     /// What is known of namespaces.
     pub(crate) fn namespaces(&self) -> &Arc<Namespaces> {
         &self.0.namespaces
+    }
+
+    /// The documents that are open.
+    pub(crate) fn documents(&self) -> &Arc<OpenDocuments> {
+        &self.0.documents
     }
 
     /// Has what is known of namespaces be what the store has now.

@@ -25,6 +25,8 @@ pub(super) struct Item {
     pub(super) key: String,
     /// Whether it is not the first line of its record.
     pub(super) continues: bool,
+    /// Whether it must come after those lines.
+    pub(super) follows: bool,
     /// Operations, as JSON with commas between them; those on registers with siblings are not among them.
     pub(super) ops: String,
     /// Registers with siblings: the name, and the values, the winner last.
@@ -204,7 +206,7 @@ fn item(line: u64, record: RecordLine, bytes: usize, drop_shadowed: bool) -> Res
     if fields.is_empty() {
         return Err(format!("the record {key:?} has no fields"));
     }
-    let (mut ops, mut contested, mut members) = (Vec::new(), Vec::new(), 0);
+    let (mut ops, mut contested, mut members, mut follows) = (Vec::new(), Vec::new(), 0, false);
     for part in fields {
         if part.shadowed && drop_shadowed {
             continue;
@@ -215,7 +217,8 @@ fn item(line: u64, record: RecordLine, bytes: usize, drop_shadowed: bool) -> Res
                 part.field
             ));
         }
-        members += part.members.len() + part.scores.len() + part.ranks.len();
+        members += part.members.len() + part.scores.len() + part.ranks.len() + part.changes.len();
+        follows |= !part.changes.is_empty();
         let op = operation(part).map_err(|(field, detail)| format!("the field {field:?} {detail}"))?;
         match op {
             Operation::Plain(op) => ops.push(op),
@@ -227,7 +230,18 @@ fn item(line: u64, record: RecordLine, bytes: usize, drop_shadowed: bool) -> Res
         ops.extend(expires.clone());
     }
     let ops_count = ops.len() + contested.len();
-    Ok(Item { line, key, continues, ops: ops.join(","), contested, expires, ops_count, members, bytes })
+    Ok(Item {
+        line,
+        key,
+        continues,
+        follows: follows && continues,
+        ops: ops.join(","),
+        contested,
+        expires,
+        ops_count,
+        members,
+        bytes,
+    })
 }
 
 enum Operation {
@@ -236,10 +250,19 @@ enum Operation {
 }
 
 fn operation(part: FieldLine) -> Result<Operation, (String, String)> {
-    let FieldLine { field, r#type, value, mut siblings, members, scores, ranks, shadowed: _ } = part;
+    let FieldLine { field, r#type, value, mut siblings, members, scores, ranks, changes, shadowed: _ } = part;
     let name = serde_json::Value::from(field.as_str());
     let refused = |detail: &str| Err((field.clone(), detail.to_owned()));
     let has = (!siblings.is_empty(), !members.is_empty(), !scores.is_empty(), !ranks.is_empty());
+    if !changes.is_empty() || r#type == "document" {
+        return match (value, has) {
+            (None, (false, false, false, false)) if r#type == "document" && !changes.is_empty() => {
+                let changes = serde_json::Value::from(changes);
+                Ok(Operation::Plain(format!(r#"{{"op":"change","field":{name},"changes":{changes}}}"#)))
+            }
+            _ => refused("does not have what its type has: a document has `changes`, and no other type has"),
+        };
+    }
     match (r#type.as_str(), value, has) {
         ("register", Some(value), (false, false, false, false)) => Ok(Operation::Plain(set(&name, &value))),
         ("register", Some(value), (true, false, false, false)) => {
@@ -343,7 +366,9 @@ mod tests {
             (one(r#""type":"zset""#), "does not have what its type has"),
             (one(r#""type":"zset","members":["a"]"#), "does not have"),
             (one(r#""type":"unique","ranks":[]"#), "does not have"),
-            (one(r#""type":"document""#), "type \"document\""),
+            (one(r#""type":"document""#), "a document has `changes`"),
+            (one(r#""type":"set","changes":["AA=="]"#), "a document has `changes`"),
+            (one(r#""type":"graph""#), "type \"graph\""),
             (one(r#""type":"counter","value":9223372036854775808"#), "64 bits"),
             (one(r#""type":"counter","value":1.0"#), "64 bits"),
             (one(r#""type":"counter""#), "does not have what its type has"),

@@ -108,6 +108,9 @@ pub(super) struct FieldView {
     pub(super) siblings: Vec<Box<RawValue>>,
     #[serde(default)]
     pub(super) truncated: bool,
+    /// Of a document; told again with its changes.
+    #[serde(default, rename = "heads")]
+    _heads: serde::de::IgnoredAny,
     #[serde(rename = "updated")]
     _updated: serde::de::IgnoredAny,
     #[serde(default)]

@@ -3,14 +3,17 @@
 //! Keys are listed ahead of the records that are read, and records ahead of the lines that are written, [`PAGES_AHEAD`]
 //! pages at most. Each record is of one moment (a large set is not); the export as a whole is not.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
+use godwit_core::document::Encoded;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -165,7 +168,7 @@ async fn write_record<W: Write>(
             output.crowded += u64::from(view.siblings.len() >= SIBLINGS_SHOWN);
             let mut parts = Parts::of(&field, view, shadowed)?;
             while let Some(part) = parts.next(client, &line.key).await? {
-                let of_part = part.members.len() + part.scores.len() + part.ranks.len();
+                let of_part = part.members.len() + part.scores.len() + part.ranks.len() + part.changes.len();
                 (bytes, members) = (bytes + size(&part), members + of_part);
                 // A line holds what fits, and at least one field.
                 let is_full =
@@ -190,6 +193,8 @@ struct Parts {
     /// The part that is there already.
     first: Option<FieldLine>,
     rest: Rest,
+    /// Of a document: what was read so far.
+    heads: Vec<String>,
 }
 
 /// What there is of a field beyond what the record's read showed.
@@ -201,6 +206,8 @@ enum Rest {
     Scores(Option<String>),
     /// All registers, of which so many are told.
     Ranks(usize),
+    /// Changes of a document, the last first; and whether there are more.
+    Changes(Vec<Encoded>, bool),
 }
 
 impl Parts {
@@ -225,14 +232,15 @@ impl Parts {
                     serde_json::from_str(value.get()).context("a zset that is no array of pairs")?;
             }
             "unique" => rest = Rest::Ranks(0),
+            "document" => rest = Rest::Changes(Vec::new(), true),
             _ => bail!(
                 "the field {field:?} has the type {:?}, which this version of godwit cannot export: use the node's version of it",
                 part.r#type
             ),
         }
         let r#type = part.r#type.clone();
-        let first = (!matches!(rest, Rest::Scores(_) | Rest::Ranks(_))).then_some(part);
-        Ok(Self { field, r#type, shadowed, first, rest })
+        let first = (!matches!(rest, Rest::Scores(_) | Rest::Ranks(_) | Rest::Changes(..))).then_some(part);
+        Ok(Self { field, r#type, shadowed, first, rest, heads: Vec::new() })
     }
 
     async fn next(&mut self, client: &Client, key: &str) -> anyhow::Result<Option<FieldLine>> {
@@ -259,6 +267,34 @@ impl Parts {
                     let more = |next| Rest::Scores(Some(next));
                     (part.scores, self.rest) = (page.value, page.next.map_or(Rest::Nothing, more));
                 }
+                Rest::Changes(mut left, more) => {
+                    if left.is_empty() {
+                        if !more {
+                            continue;
+                        }
+                        let answer = client
+                            .get(&format!("{path}?view=changes&since={}", self.heads.join(",")))
+                            .await?;
+                        if is_gone(answer.status) {
+                            continue;
+                        }
+                        let Changes { changes, truncated } = answer.json()?;
+                        left = read_changes(changes)?;
+                        self.heads = heads(std::mem::take(&mut self.heads), &left);
+                        left.reverse();
+                        self.rest = Rest::Changes(left, truncated);
+                        continue;
+                    }
+                    let mut bytes = 0;
+                    while let Some(change) = left.last()
+                        && part.changes.len() < LINE_MEMBERS
+                        && (part.changes.is_empty() || bytes + change.bytes.len() <= LINE_BYTES / 2)
+                    {
+                        bytes += change.bytes.len();
+                        part.changes.extend(left.pop().map(|change| STANDARD.encode(change.bytes)));
+                    }
+                    self.rest = Rest::Changes(left, more);
+                }
                 Rest::Ranks(told) => {
                     let answer = client.get(&format!("{path}?view=ranks")).await?;
                     let ranks =
@@ -269,12 +305,40 @@ impl Parts {
                     }
                 }
             }
+            if !part.changes.is_empty() {
+                return Ok(Some(part));
+            }
             // A page may be empty although there is a next one.
             if !(part.members.is_empty() && part.scores.is_empty() && part.ranks.is_empty()) {
                 return Ok(Some(part));
             }
         }
     }
+}
+
+/// A part of a document's changes.
+#[derive(Deserialize)]
+struct Changes {
+    changes: Vec<String>,
+    #[serde(default)]
+    truncated: bool,
+}
+
+fn read_changes(changes: Vec<String>) -> anyhow::Result<Vec<Encoded>> {
+    let read = |text: String| Ok(Encoded::parse(STANDARD.decode(text)?)?);
+    changes
+        .into_iter()
+        .map(read)
+        .collect::<anyhow::Result<_>>()
+        .context("the node tells of a change that is none")
+}
+
+/// The heads of what has these ones and more changes.
+fn heads(before: Vec<String>, more: &[Encoded]) -> Vec<String> {
+    let deps: BTreeSet<String> =
+        more.iter().flat_map(|encoded| &encoded.change.deps).map(ToString::to_string).collect();
+    let new = more.iter().map(|encoded| encoded.change.hash.to_string());
+    before.into_iter().chain(new).filter(|hash| !deps.contains(hash)).collect()
 }
 
 /// A page of a set or zset. One that is gone by now has no more members.
@@ -307,6 +371,7 @@ fn size(part: &FieldLine) -> usize {
         + scores
         + part.members.iter().map(String::len).sum::<usize>()
         + 8 * part.ranks.len()
+        + part.changes.iter().map(String::len).sum::<usize>()
 }
 
 impl<W: Write> Output<W> {

@@ -293,8 +293,8 @@ async fn dispatch(
         };
         let Some(first) = batch.items.first() else { continue };
         let (line, continues) = (first.line, first.continues);
-        if continues && writer.replace {
-            // The record is cleared by a batch before, which must not take what this one writes.
+        if continues && writer.replace || first.follows {
+            // The record is cleared by a batch before, which must not take what this one writes; or this one builds on that.
             flight.land_all().await?;
         }
         flight.open.insert(number);

@@ -63,6 +63,9 @@ pub(super) struct FieldLine {
     /// Of a unique: registers and their ranks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) ranks: Vec<(u16, u8)>,
+    /// Of a document: Automerge changes in base64, each after those that it builds on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) changes: Vec<String>,
     /// Whether another type of this name stands before it when the name is read.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) shadowed: bool,

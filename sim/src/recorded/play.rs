@@ -292,7 +292,7 @@ fn end(store: &MemStore, recorded: &Recorded) -> Result<End, PlayError> {
                 View::Set { members, .. } => {
                     end.members.extend(members.iter().map(|member| names.original(member).to_string()));
                 }
-                View::Counter(_) | View::Flag | View::Zset { .. } | View::Unique(_) => {
+                View::Counter(_) | View::Flag | View::Zset { .. } | View::Unique(_) | View::Document(_) => {
                     return Err(PlayError("a field has a type that no operation made".into()));
                 }
             }

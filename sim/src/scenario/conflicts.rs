@@ -112,7 +112,9 @@ impl Conflicts {
                     Op::Enable { field: name }
                     | Op::ZIncr { field: name, .. }
                     | Op::Observe { field: name, .. }
-                    | Op::ObserveRanks { field: name, .. } => {
+                    | Op::ObserveRanks { field: name, .. }
+                    | Op::Change { field: name, .. }
+                    | Op::Edit { field: name, .. } => {
                         self.gives(made, field(name), &shown, names);
                         self.gives(made, whole(), &shown, names);
                     }
@@ -261,6 +263,8 @@ fn shown_op(op: &Op) -> String {
         Op::ZRemove { members: names, .. } => format!("zremove {}", members(names)),
         Op::Observe { members: names, .. } => format!("observe {}", members(names)),
         Op::ObserveRanks { ranks, .. } => format!("observe {} ranks", ranks.len()),
+        Op::Edit { patch, .. } => format!("edit {}", patch.as_str()),
+        Op::Change { changes, .. } => format!("change {} changes", changes.len()),
         Op::ExpireAt { at_ms } => format!("expire at {at_ms}"),
         Op::Expire { in_ms } => format!("expire in {in_ms} ms"),
         Op::Persist => "persist".into(),

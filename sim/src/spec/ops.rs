@@ -22,6 +22,7 @@ pub enum SpecOp {
     ZIncrOnce { field: String, member: String, by: f64, key: String },
     ZRemove { field: String, members: Vec<String> },
     Observe { field: String, members: Vec<String> },
+    Change { field: String, changes: Vec<SpecChange> },
     /// In milliseconds from the commit on.
     Expire { in_ms: u64 },
     Persist,
@@ -39,8 +40,8 @@ impl SpecOp {
     /// The field and the type that the operation names, if any.
     pub fn target(&self) -> (Option<&str>, Option<SpecType>) {
         use SpecOp::{
-            Add, Clear, Delete, Disable, Enable, Expire, Fold, Incr, IncrOnce, Observe, Persist, Remove, Set,
-            Sweep, ZAdd, ZIncr, ZIncrOnce, ZRemove,
+            Add, Change, Clear, Delete, Disable, Enable, Expire, Fold, Incr, IncrOnce, Observe, Persist,
+            Remove, Set, Sweep, ZAdd, ZIncr, ZIncrOnce, ZRemove,
         };
         match self {
             Set { field, .. } => (Some(field), Some(SpecType::Register)),
@@ -51,11 +52,22 @@ impl SpecOp {
                 (Some(field), Some(SpecType::Zset))
             }
             Observe { field, .. } => (Some(field), Some(SpecType::Unique)),
+            Change { field, .. } => (Some(field), Some(SpecType::Document)),
             Clear { field } | Fold { field, .. } => (Some(field), None),
             Expire { .. } | Persist => (Some(EXPIRY), None),
             Delete | Sweep { .. } => (None, None),
         }
     }
+}
+
+/// An Automerge change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SpecChange {
+    pub hash: String,
+    /// The hashes of those that it builds on.
+    pub deps: Vec<String>,
+    pub bytes: Vec<u8>,
 }
 
 /// Where expiries are kept: no field has such a name.
@@ -68,6 +80,7 @@ const NEVER: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
 pub enum SpecType {
+    Document,
     Zset,
     Set,
     Unique,
@@ -90,6 +103,8 @@ pub enum SpecValue {
     /// Members and scores, the lowest first.
     Zset(Vec<(String, f64)>),
     Unique(u64),
+    /// The changes that make it, by hash; and what they make, as JSON.
+    Document(BTreeSet<String>, String),
 }
 
 /// A record: the fields that live, if any. A read by name shows the first of each name.
@@ -106,6 +121,7 @@ pub(super) enum Gift {
     ZIncr(String, f64),
     ZIncrOnce(String, f64, String),
     Observe(String),
+    Change(SpecChange),
     /// From when on the record is expired, and what is hidden already.
     Expire {
         at: u64,
@@ -116,6 +132,7 @@ pub(super) enum Gift {
 impl Gift {
     pub(super) fn kind(&self) -> SpecType {
         match self {
+            Self::Change(_) => SpecType::Document,
             Self::Set(_) => SpecType::Register,
             Self::Incr(_) | Self::IncrOnce(..) => SpecType::Counter,
             Self::Enable => SpecType::Flag,
@@ -164,6 +181,7 @@ impl SpecOp {
                 vec![Gift::ZIncrOnce(member.clone(), *by, key.clone())]
             }
             Self::Observe { members, .. } => members.iter().cloned().map(Gift::Observe).collect(),
+            Self::Change { changes, .. } => changes.iter().cloned().map(Gift::Change).collect(),
             Self::Expire { in_ms } => vec![Gift::Expire { at: now_ms + in_ms, floor }],
             Self::Persist => vec![Gift::Expire { at: NEVER, floor }],
             Self::Disable { .. }

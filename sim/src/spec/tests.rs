@@ -160,6 +160,7 @@ impl World {
             SpecValue::Set(members) => format!("{field}={members:?}"),
             SpecValue::Zset(members) => format!("{field}={members:?}"),
             SpecValue::Unique(count) => format!("{field}={count}"),
+            SpecValue::Document(_, json) => format!("{field}={json}"),
         });
         fields.collect::<Vec<_>>().join(" ").replace('"', "")
     }

@@ -128,6 +128,7 @@ pub fn conversation(bytes: &[u8]) {
             clear_rows: *from.pick(&[256, 0, 1]),
             sweep_rows: 2,
             sweep_after_ms: 0,
+            forget_after_ms: 0,
         },
         ..Tuning::default()
     };

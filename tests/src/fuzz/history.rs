@@ -142,6 +142,7 @@ impl World {
             clear_rows: *from.pick(&[256, 0, 1, 2]),
             sweep_rows: *from.pick(&[1, 2, 1024]),
             sweep_after_ms: 0,
+            forget_after_ms: 0,
         };
         Self {
             replicas: (1..=REPLICAS as u64).map(|id| Replica::new(id, sizes.clone())).collect(),

@@ -1,5 +1,7 @@
 //! One record under the operations of one commit.
 
+mod counters;
+mod documents;
 mod sample;
 mod zsets;
 
@@ -18,10 +20,11 @@ use crate::op::{Op, Reason, Terms};
 use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead};
 use crate::time::Hlc;
+use crate::types::document::Cleared;
 use crate::types::exact::Exact;
 use crate::types::expiry::{self, Expiry};
 use crate::types::zset::Of;
-use crate::types::{Unit, counter, keyed, presence, register, unique, zset};
+use crate::types::{Unit, counter, document, presence, register, unique, zset};
 
 /// Rows looked at to find out whether a field lives: more are passed over only where a large field was cleared a moment
 /// ago and is not swept yet. Beyond it the field is taken to be empty, so an operation of another type is let through.
@@ -82,6 +85,8 @@ struct TypeEdit {
     stored: bool,
     /// Stored rows that are not there any more: cleared before and not yet swept.
     dead: VersionVector,
+    /// Of a document: what clears have seen, those of this commit too.
+    cleared_dots: Cleared,
     /// Whether a clear of this commit took what the client has seen.
     cleared: bool,
     /// What the commit sees and changes: by slot, or by what several slots begin with ([`unit_of`]).
@@ -221,6 +226,8 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
                 let slots = ranks.iter().map(|(register, rank)| unique::slot_of(*register, *rank));
                 slots.into_iter().try_for_each(|slot| self.observe(field, &slot))?;
             }
+            Op::Change { field, changes } => return self.change(field, changes),
+            Op::Edit { .. } => return Ok(Err(Reason::EditNotMade)),
             Op::ExpireAt { at_ms } if *at_ms <= self.now_ms => return self.apply(&Op::Delete),
             Op::ExpireAt { at_ms } => self.expire(*at_ms)?,
             Op::Expire { in_ms } => self.expire(self.now_ms.saturating_add(*in_ms))?,
@@ -264,34 +271,6 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         Ok(())
     }
 
-    /// Folds what is cleared of the own sum.
-    pub(super) fn fold_sums(&mut self, field: &Field) -> Result<(), StoreError> {
-        let own = self.own.replica;
-        if self.field(field)?.types.contains_key(&FieldType::COUNTER) {
-            let unit = self.unit(field, FieldType::COUNTER, &[])?;
-            counter::sums().fold(unit, own).map_err(StoreError::damaged("rows: counter"))?;
-        }
-        Ok(())
-    }
-
-    /// Increments a counter under an idempotency key, unless that has been done.
-    fn incr_keyed(&mut self, field: &Field, key: &[u8; keyed::KEY_BYTES], by: i64) -> Result<(), StoreError> {
-        let edit = self.stored_type(field, FieldType::KEYED)?;
-        let mut units = edit.units.iter().filter(|(slot, _)| slot.starts_with(key));
-        let begun = units.find(|(_, unit)| !unit.written().is_empty()).map(|(slot, _)| slot.clone());
-        let slot = match begun {
-            Some(slot) => Some(slot),
-            None => {
-                let rows =
-                    if edit.stored { self.stored_rows(field, FieldType::KEYED, key)? } else { Vec::new() };
-                keyed::next_generation(&rows, self.oldest_ms).map(|generation| keyed::slot(key, generation))
-            }
-        };
-        let Some(slot) = slot else { return Ok(()) };
-        let unit = self.unit(field, FieldType::KEYED, &slot)?;
-        keyed::incr(unit, &slot, by).map_err(StoreError::damaged("rows: counter"))
-    }
-
     /// Takes away what is hidden: of the sums given by field, type and what their slots begin with, those last written before
     /// `hidden_before`; of all else what is `seen`, which names nothing that was written later. With `last`, nothing is left, and
     /// the time of expiry goes too. The edit itself must not hide anything.
@@ -304,6 +283,10 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     ) -> Result<(), StoreError> {
         let own = self.own.replica;
         for (field, ty, base) in sums {
+            if *ty == FieldType::DOCUMENT {
+                self.sweep_document(field, hidden_before)?;
+                continue;
+            }
             let rows = self.stored_rows(field, *ty, base)?;
             let hidden = rows.iter().filter(|row| expiry::is_sum(row) && expiry::hides(hidden_before, row));
             let hidden: BTreeSet<ReplicaId> = hidden.map(|row| row.dot.replica).collect();
@@ -428,6 +411,9 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         {
             return Ok(Err(refused));
         }
+        if self.field(field)?.types.contains_key(&FieldType::DOCUMENT) {
+            self.clear_document(field)?;
+        }
         if terms.seen.as_ref().is_some_and(|seen| seen.cloud().next().is_some())
             && self.field(field)?.types.contains_key(&FieldType::REGISTER)
         {
@@ -503,7 +489,11 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             let stored =
                 state.as_ref().is_none_or(|state| state.counted().is_none_or(|tally| tally.slots > 0));
             let dead = state.map(|state| state.dead).unwrap_or_default();
-            let edit = TypeEdit { stored, dead, ..TypeEdit::default() };
+            let cleared_dots = match ty {
+                FieldType::DOCUMENT => self.cleared_document(field)?,
+                _ => Cleared::default(),
+            };
+            let edit = TypeEdit { stored, dead, cleared_dots, ..TypeEdit::default() };
             self.fields.entry(field.clone()).or_default().types.insert(ty, Box::new(edit));
         }
         Ok(self.fields.entry(field.clone()).or_default().types.entry(ty).or_default())
@@ -554,7 +544,8 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
             return Ok(true);
         }
         let edit = self.stored_type(field, ty)?;
-        edit.living_slot = edit.units.iter().find(|(_, unit)| unit_lives(unit)).map(|(slot, _)| slot.clone());
+        let mut values = edit.units.iter().filter(|(slot, _)| !documents::is_clears(ty, slot));
+        edit.living_slot = values.find(|(_, unit)| unit_lives(unit)).map(|(slot, _)| slot.clone());
         Ok(edit.living_slot.is_some())
     }
 
@@ -567,7 +558,10 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let is_alive = |row: &Row| {
             let unit = edit.units.get(unit_of(ty, &row.slot));
             let killed = unit.is_some_and(|unit| unit.kills(&row.slot, row.dot));
-            !killed && !self.is_hidden(row) && !self.is_gone(edit, row.dot)
+            !killed
+                && !self.is_hidden(row)
+                && !self.is_gone(edit, row)
+                && !documents::is_clears(ty, &row.slot)
         };
         let from = match &edit.alive {
             Alive::None => return Ok(false),
@@ -606,11 +600,12 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
         let edit = self.fields.get(field).and_then(|edit| edit.types.get(&ty));
         let mut rows = Vec::new();
         let mut take = |row: Row| {
-            if edit.is_none_or(|edit| !self.is_gone(edit, row.dot)) {
+            if edit.is_none_or(|edit| !self.is_gone(edit, &row)) {
                 rows.push(row);
             }
         };
-        let is_slot = matches!(ty, FieldType::SET | FieldType::FLAG);
+        let is_slot = matches!(ty, FieldType::SET | FieldType::FLAG | FieldType::DOCUMENT);
+        let is_slot = is_slot && slot != document::CHANGES;
         if is_slot && !self.is_whole && self.context.len() <= POINT_READS_MAX {
             for dot in self.context.iter() {
                 let key = keys::row_key(&self.prefix, field, ty, slot, dot);
@@ -628,9 +623,11 @@ impl<'s, S: StoreRead> RecordEdit<'s, S> {
     }
 
     /// Whether a stored row was cleared, before this commit or by it.
-    fn is_gone(&self, edit: &TypeEdit, dot: Dot) -> bool {
+    fn is_gone(&self, edit: &TypeEdit, row: &Row) -> bool {
         let seen = self.terms.seen.as_ref().filter(|_| edit.cleared);
-        edit.dead.covers(dot) || seen.is_some_and(|seen| seen.vector().covers(dot))
+        edit.dead.covers(row.dot)
+            || seen.is_some_and(|seen| seen.vector().covers(row.dot))
+            || documents::is_cleared(&edit.cleared_dots, row)
     }
 
     /// Whether a stored row is absent for readers: the record has expired since.

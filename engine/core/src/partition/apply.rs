@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::derived::{self, Source};
-use super::expiries;
+use super::{expiries, hidden};
 use crate::commit::Found;
 use crate::context::{Dot, DotRanges, VersionVector};
 use crate::delta::{Clear, Delta, FieldDelta, RecordDelta};
@@ -23,7 +23,7 @@ use crate::row::{FieldType, Row, RowValue, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
 use crate::types::exact::Exact;
 use crate::types::expiry::Expiry;
-use crate::types::{counter, keyed, sums, zset};
+use crate::types::{counter, document, keyed, sums, zset};
 
 const KEY_MARK: &[u8] = &[1];
 
@@ -53,6 +53,8 @@ pub(super) struct Left {
     pub(super) state: bool,
     /// A record that has an expiry.
     pub(super) expiry: bool,
+    /// A document with changes that are hidden.
+    pub(super) hidden: bool,
 }
 
 /// Applies a delta's records.
@@ -62,7 +64,7 @@ pub(super) fn apply<S: StoreRead>(
     delta: &Delta,
 ) -> Result<Left, StoreError> {
     let overlaps = delta.dots.overlaps(place.before);
-    let mut left = Left { job: false, state: place.has_states, expiry: place.has_expiries };
+    let mut left = Left { state: place.has_states, expiry: place.has_expiries, ..Left::default() };
     for (i, record) in delta.records.iter().enumerate() {
         let known = place.known.get(i);
         let prefix = match known {
@@ -385,6 +387,10 @@ impl<S: StoreRead> Change<'_, '_, S> {
             let value = RowValue::encode_parts(row.dot.counter, row.hlc, &row.payload);
             self.txn.put(Family::Rows, key, value);
             self.wrote = true;
+            if delta.ty == FieldType::DOCUMENT && row.slot == document::CLEAR_SLOT {
+                hidden::note(self.txn, range)?;
+                self.left.hidden = true;
+            }
             if row.dot.replica != self.place.own
                 && let Some(part) = reset_about(delta.ty, &row.slot, self.place.own)
             {

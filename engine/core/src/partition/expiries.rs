@@ -23,8 +23,9 @@ use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
 use crate::row::{FieldType, Row, each_row};
 use crate::store::{Family, StoreError, StoreRead, Txn};
+use crate::types::document::{self, Cleared};
 use crate::types::expiry::{self, Expiry, NEVER};
-use crate::types::{counter, zset};
+use crate::types::zset;
 
 /// Sums that one sweep takes: of a larger zset the rest has its turn afterwards.
 const SUMS_MAX: usize = 1024;
@@ -44,8 +45,10 @@ pub(super) struct Look {
     /// Whether something is hidden, and whether something is not.
     hidden: bool,
     visible: bool,
-    /// The sums that are hidden.
+    /// The sums and documents that are hidden.
     sums: Vec<(Field, FieldType, Vec<u8>)>,
+    /// What was cleared of the document that is being passed.
+    cleared: Option<(Field, Cleared)>,
 }
 
 /// A sweep that can be made.
@@ -142,7 +145,7 @@ impl Partition {
     }
 
     /// How long after its time this node sweeps a record.
-    fn turn_ms(&self, record: &RecordId) -> u64 {
+    pub(super) fn turn_ms(&self, record: &RecordId) -> u64 {
         let name = u64::from_be_bytes(record.hash()) ^ self.replica.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let turn = (name ^ name >> 32) % TURNS;
         self.sizes.sweep_after_ms.saturating_mul(turn + 1)
@@ -170,7 +173,18 @@ impl Partition {
                     return Ok(Some(Step::Worked));
                 }
                 let (seen, cursor, sums) = (VersionVector::new(), prefix.clone(), Vec::new());
-                Look { due, record, prefix, hidden_before, seen, cursor, hidden: false, visible: false, sums }
+                Look {
+                    due,
+                    record,
+                    prefix,
+                    hidden_before,
+                    seen,
+                    cursor,
+                    hidden: false,
+                    visible: false,
+                    sums,
+                    cleared: None,
+                }
             }
         };
         if self.look_on(txn, &mut look)? {
@@ -235,7 +249,21 @@ impl Look {
     }
 
     fn take(&mut self, row: Row) {
-        if row.ty == FieldType::EXPIRY || row.ty.holds_sums() && !expiry::is_sum(&row) {
+        if document::is_clear(&row) {
+            // Clears of a document come before its changes.
+            if let Ok(cleared) = Cleared::of_rows([&row]) {
+                let of_others = self.cleared.take().filter(|(field, _)| *field == row.field);
+                let mut all = of_others.map(|(_, cleared)| cleared).unwrap_or_default();
+                all.join(&cleared);
+                self.cleared = Some((row.field, all));
+            }
+            return;
+        }
+        let is_cleared = |(field, cleared): &(Field, Cleared)| *field == row.field && cleared.covers(row.dot);
+        if row.ty == FieldType::EXPIRY
+            || !expiry::can_expire(&row)
+            || document::is_change(&row) && self.cleared.as_ref().is_some_and(is_cleared)
+        {
             return;
         }
         if !expiry::hides(self.hidden_before, &row) {
@@ -248,10 +276,9 @@ impl Look {
         }
         if row.ty.holds_sums() {
             let base = match row.ty {
-                FieldType::COUNTER => Vec::new(),
+                FieldType::COUNTER | FieldType::DOCUMENT => Vec::new(),
                 _ => zset::split(&row.slot).map_or_else(Vec::new, |(base, _)| base.to_vec()),
             };
-            debug_assert!(row.slot.ends_with(counter::SUM_SLOT));
             let sum = (row.field, row.ty, base);
             if self.sums.last() != Some(&sum) {
                 self.sums.push(sum);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::apply::{mark, reset_about, unmark_if_empty};
 use super::derived::{self, Source};
-use super::expiries;
 use super::{Applied, META_VERSION, Partition};
+use super::{expiries, hidden};
 use crate::codec::{self, CodecError};
 use crate::context::{Dot, REPLICAS_MAX, VersionVector};
 use crate::delta::check_row;
@@ -268,6 +268,10 @@ impl Partition {
         }
         if self.has_expiries {
             expiries::note(txn, self.id, &prefix, &record)?;
+        }
+        if ty == FieldType::DOCUMENT {
+            hidden::note(txn, range)?;
+            self.has_hidden = true;
         }
         if ty.holds_sums() {
             self.note_folds(txn, &prefix, range, ty)?;

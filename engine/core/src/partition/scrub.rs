@@ -25,7 +25,7 @@ const WATCHED_RECORDS_MAX: usize = 65_536;
 
 /// The records touched since a moment, by the first bytes of their rows' keys; `None`: all may be.
 #[derive(Debug)]
-pub(super) struct Watch(Option<BTreeSet<Vec<u8>>>);
+pub struct Watch(Option<BTreeSet<Vec<u8>>>);
 
 impl Watch {
     pub(super) fn touched(&mut self, partition: PartitionId, records: &[RecordDelta]) {
@@ -40,7 +40,7 @@ impl Watch {
         self.0 = None;
     }
 
-    fn may_have_touched(&self, record: &[u8]) -> bool {
+    pub(super) fn may_have_touched(&self, record: &[u8]) -> bool {
         self.0.as_ref().is_none_or(|touched| touched.contains(record))
     }
 }
@@ -65,9 +65,9 @@ impl Partition {
         self.watch = Some(Watch(Some(BTreeSet::new())));
     }
 
-    /// Ends [`Partition::watch`].
-    pub fn unwatch(&mut self) {
-        self.watch = None;
+    /// Ends [`Partition::watch`], and tells what was noted.
+    pub fn unwatch(&mut self) -> Option<Watch> {
+        self.watch.take()
     }
 
     /// Puts back rows of a peer that this node has lost. The peer had applied all of `covered`, and so had this node when

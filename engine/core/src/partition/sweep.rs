@@ -4,6 +4,7 @@
 //! - Rows that a peer sent and that count are *moved* to their places ([`super::repair`]).
 //! - A *fold* has the owner of sums take in what clears took of them. It is an ordinary commit.
 //! - What is derived of rows is *rebuilt* ([`super::derived`]).
+//! - Changes of documents that were cleared and that nobody needs are *forgotten* ([`super::hidden`]).
 //! - Records that have expired are looked through and *swept* ([`super::expiries`]), each by an ordinary commit.
 //!
 //! The list of jobs is durable: it is written in the batch that makes the job, and a job is struck off in the batch that
@@ -13,7 +14,7 @@ use std::ops::ControlFlow;
 
 use super::apply::{slot_value, unmark_if_empty};
 use super::derived::Source;
-use super::{Partition, Sweep};
+use super::{Forget, Partition, Sweep};
 use crate::fields::{FieldState, Tally};
 use crate::ids::{Field, PartitionId, RecordId};
 use crate::keys;
@@ -30,6 +31,8 @@ pub enum Own {
     Fold(Fold),
     /// Of an expired record.
     Sweep(Sweep),
+    /// Of changes of a document that nobody needs any more.
+    Forget(Forget),
 }
 
 /// A fold of a counter, or of members of a zset.
@@ -95,6 +98,9 @@ impl Partition {
             return Ok(Step::Worked);
         }
         if let Some(step) = self.look(txn, now_ms)? {
+            return Ok(step);
+        }
+        if let Some(step) = self.walk(txn, now_ms)? {
             return Ok(step);
         }
         let all = keys::jobs(self.id);

@@ -3,7 +3,8 @@
 //! What holds:
 //!
 //! - Whatever a reader is told comes through [`Rows::each`]: what does not count although it is stored must be
-//!   left out there, and is then left out everywhere.
+//!   left out there, and is then left out everywhere. Documents alone take all that is stored ([`Rows::each_stored`]), since what
+//!   counts may build on what does not.
 //! - Rows that have expired (see [`crate::types::expiry`]) are left out, whether or not they have been swept.
 //! - Rows that a clear took and no sweep has removed yet (see [`crate::fields`]) are left out. A visit ends where the field's
 //!   state tells that only such rows follow; and a read with a limit on bytes passes over at most [`DEAD_ROWS_MAX`] of them.
@@ -13,7 +14,7 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 
-use super::{ReadAt, ReadError, zsets};
+use super::{ReadAt, ReadError, documents, zsets};
 use crate::codec::CodecError;
 use crate::fields::{FieldState, Tally};
 use crate::ids::{Field, RecordId};
@@ -187,6 +188,7 @@ impl<'a, S: StoreRead> Rows<'a, S> {
         match self.ty {
             FieldType::COUNTER => Ok(self.counter()?.is_some()),
             FieldType::ZSET => Ok(self.any(&self.range)? || zsets::any_incremented(self)?),
+            FieldType::DOCUMENT => documents::lives(self),
             FieldType::REGISTER | FieldType::FLAG | FieldType::SET | FieldType::UNIQUE => {
                 match self.counted()? {
                     Some(tally) => Ok(tally.slots > 0),
@@ -196,6 +198,30 @@ impl<'a, S: StoreRead> Rows<'a, S> {
             // Of a later version: kept and relayed, not read.
             _ => Ok(false),
         }
+    }
+
+    /// Visits all rows that are stored, also those that do not count: a document may be made of what was cleared or has expired.
+    pub(super) fn each_stored(
+        &self,
+        mut visit: impl FnMut(Row) -> Result<ControlFlow<()>, CodecError>,
+    ) -> Result<(), ReadError> {
+        let mut outcome = Ok(());
+        self.store.scan_prefix(Family::Rows, &self.range, &mut |key, value| {
+            let row = keys::parse_row(self.record_prefix, key, value).map_err(StoreError::damaged("rows"));
+            let visited = row
+                .map_err(ReadError::from)
+                .and_then(|row| visit(row).map_err(|error| StoreError::damaged("rows")(error).into()));
+            visited.unwrap_or_else(|error| {
+                outcome = Err(error);
+                ControlFlow::Break(())
+            })
+        })?;
+        outcome
+    }
+
+    /// What was written before this, in milliseconds since 1970, has expired.
+    pub(super) fn hidden_before(&self) -> u64 {
+        self.hidden_before
     }
 
     /// A counter's value and its rows: those that hold sums, and of the keyed increments the first

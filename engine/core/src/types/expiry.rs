@@ -15,7 +15,7 @@
 
 use bincode::{Decode, Encode};
 
-use super::{Unit, counter, zset};
+use super::{Unit, counter, document, zset};
 use crate::codec::{self, CodecError};
 use crate::context::Dot;
 use crate::ids::Field;
@@ -97,7 +97,12 @@ pub fn clear(unit: &mut Unit, sees: impl Fn(Dot) -> bool) {
 /// Whether a row is absent in a record in which those stamped before a time are. What tells which part of a sum was taken is
 /// not: the sum may be there, last written later.
 pub fn hides(before_ms: u64, row: &Row) -> bool {
-    row.hlc.millis() < before_ms && (!row.ty.holds_sums() || is_sum(row))
+    row.hlc.millis() < before_ms && can_expire(row)
+}
+
+/// Whether a row is part of what a record shows, and so absent once that has expired.
+pub fn can_expire(row: &Row) -> bool {
+    !row.ty.holds_sums() || is_sum(row) || document::is_change(row)
 }
 
 /// Whether a row is a sum.

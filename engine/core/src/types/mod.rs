@@ -4,6 +4,7 @@
 //! (or of several that belong together: a whole counter, a zset's member, a register of a unique) and what this commit makes of them so far.
 
 pub mod counter;
+pub mod document;
 pub mod exact;
 pub mod expiry;
 pub mod keyed;
@@ -53,6 +54,12 @@ impl Unit {
             })
             .collect();
         Self { seen, written: Vec::new() }
+    }
+
+    /// Adds a row that is seen.
+    pub fn see(&mut self, row: Row) {
+        let Row { slot, dot, payload, .. } = row;
+        self.seen.push(SeenRow { slot, dot, payload, hidden: false, killed: false });
     }
 
     /// The rows written by this commit: slot and payload.
