@@ -47,6 +47,11 @@ fn documents() {
 }
 
 #[test]
+fn sync() {
+    holds("sync", 3000);
+}
+
+#[test]
 fn intervals() {
     holds("intervals", 1500);
 }

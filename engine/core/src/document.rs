@@ -11,6 +11,7 @@ mod edit;
 mod json;
 mod make;
 mod select;
+mod sync;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +22,7 @@ pub use automerge::ChangeHash;
 pub use edit::{EditError, Patch, PatchError};
 pub use make::{DocumentLimits, Documents, MakeError, Touched, Unmade, is_wanted, make};
 pub use select::{Selected, Stored, select};
+pub use sync::{SyncMessage, SyncState};
 
 use chunk::{Change, ChunkError, Kind};
 

@@ -36,7 +36,7 @@ use crate::types::expiry::NEVER;
 use crate::types::register;
 use crate::types::score::Score;
 
-pub use documents::{DOCUMENT_BYTES_MAX, changes};
+pub use documents::{DOCUMENT_BYTES_MAX, changes, stored_changes};
 pub use listing::{has_keys, list_keys, list_namespaces};
 pub use sets::{contains, kept_size, members, size};
 pub use uniques::ranks;

@@ -355,17 +355,17 @@ fn runs(ty: u32, data: &[u8]) -> Result<Runs, ChunkError> {
 }
 
 /// Bytes that are left to read.
-struct Input<'b>(&'b [u8]);
+pub(super) struct Input<'b>(pub(super) &'b [u8]);
 
 impl<'b> Input<'b> {
-    fn take(&mut self, bytes: usize) -> Result<&'b [u8], ChunkError> {
+    pub(super) fn take(&mut self, bytes: usize) -> Result<&'b [u8], ChunkError> {
         let (taken, rest) =
             self.0.split_at_checked(bytes).ok_or(ChunkError::Malformed("it ends too early"))?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn uleb(&mut self) -> Result<u64, ChunkError> {
+    pub(super) fn uleb(&mut self) -> Result<u64, ChunkError> {
         let (mut value, mut shift) = (0u64, 0);
         loop {
             let byte = self.take(1)?[0];
@@ -400,7 +400,7 @@ impl<'b> Input<'b> {
     }
 
     /// How many things follow, of which each takes a byte at least.
-    fn count(&mut self) -> Result<u64, ChunkError> {
+    pub(super) fn count(&mut self) -> Result<u64, ChunkError> {
         let count = self.uleb()?;
         match count <= self.0.len() as u64 {
             true => Ok(count),
@@ -408,7 +408,7 @@ impl<'b> Input<'b> {
         }
     }
 
-    fn prefixed(&mut self) -> Result<&'b [u8], ChunkError> {
+    pub(super) fn prefixed(&mut self) -> Result<&'b [u8], ChunkError> {
         let length = self.count()?;
         self.take(length as usize)
     }

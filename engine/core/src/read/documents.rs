@@ -1,11 +1,12 @@
 //! Reads of documents: the changes that make one.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use super::rows::{Budget, Record, Rows};
 use super::{DocumentValue, ReadAt, ReadError, Value};
 use crate::context::Seen;
-use crate::document::{Selected, Stored, select};
+use crate::document::{ChangeHash, Selected, Stored, select};
 use crate::ids::{Field, RecordId};
 use crate::row::{FieldType, Row};
 use crate::store::{StoreError, StoreRead};
@@ -26,6 +27,23 @@ pub fn changes(
     let budget = Budget::unlimited();
     let record = Record::open(store, at, record, &budget)?;
     selected(&record.rows(field, FieldType::DOCUMENT), cleared)
+}
+
+/// The changes that are stored of a document, also those that clears or the time hide.
+pub fn stored_changes(
+    store: &impl StoreRead,
+    at: ReadAt,
+    record: &RecordId,
+    field: &Field,
+) -> Result<BTreeSet<ChangeHash>, ReadError> {
+    let budget = Budget::unlimited();
+    let record = Record::open(store, at, record, &budget)?;
+    let mut stored = BTreeSet::new();
+    record.rows(field, FieldType::DOCUMENT).each_stored(|row| {
+        stored.extend(document::parse_slot(&row.slot)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(stored)
 }
 
 pub(super) fn view(
