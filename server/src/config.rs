@@ -92,6 +92,8 @@ pub struct NodeSection {
 pub struct HttpSection {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Sites whose pages may open WebSockets, as browsers say them, or `*`.
+    pub origins: Vec<String>,
 }
 
 /// Links to other nodes.
@@ -170,6 +172,8 @@ pub struct LimitsSection {
     pub connections: usize,
     /// Change feeds that are open; each takes a connection.
     pub feeds: usize,
+    /// Clients of automerge-repo that are connected.
+    pub syncs: usize,
     /// The most bytes of a document's changes, before compression.
     pub document_bytes: usize,
     /// The most operations of a document.
@@ -277,7 +281,7 @@ fn default_partitions() -> u16 {
 
 impl Default for HttpSection {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7400)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7400)), origins: Vec::new() }
     }
 }
 
@@ -296,6 +300,7 @@ impl Default for LimitsSection {
             answers_bytes: 128 * MIB,
             connections: 400,
             feeds: 200,
+            syncs: 200,
             document_bytes: 16 * MIB,
             document_ops: 1_000_000,
             documents_bytes: 256 * MIB,
@@ -439,6 +444,7 @@ impl LimitsSection {
             ("limits.requests", self.requests),
             ("limits.connections", self.connections),
             ("limits.feeds", self.feeds),
+            ("limits.syncs", self.syncs),
             ("limits.document_bytes", self.document_bytes),
             ("limits.document_ops", self.document_ops as usize),
         ];

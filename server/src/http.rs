@@ -10,6 +10,7 @@
 //! | `namespaces`, `batches` | listing of keys; many writes or reads in one request |
 //! | `admission`, `settings` | whether a namespace takes a request; its settings and its deletion |
 //! | `changes` | the change feed |
+//! | `documents`, `sync` | documents in forms of their own; clients of automerge-repo |
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
@@ -55,6 +56,7 @@ mod server;
 mod session;
 mod sets;
 mod settings;
+mod sync;
 pub(crate) mod time;
 mod view;
 mod zsets;
@@ -84,6 +86,11 @@ struct Api {
     waits: Arc<Semaphore>,
     /// Change feeds that are open.
     feeds: Arc<Semaphore>,
+    /// Clients of automerge-repo that are connected, and what they follow.
+    syncs: Arc<Semaphore>,
+    rooms: Arc<sync::Rooms>,
+    /// Sites whose pages may connect.
+    origins: Arc<[String]>,
     metrics: Arc<metrics::Requests>,
 }
 
@@ -98,6 +105,9 @@ fn router(node: NodeHandle) -> Router {
         sizes: Arc::new(Semaphore::new(sets::SIZES_AT_ONCE_MAX)),
         waits: Arc::new(Semaphore::new(session::waits_max(limits.requests))),
         feeds: Arc::new(Semaphore::new(limits.feeds)),
+        syncs: Arc::new(Semaphore::new(limits.syncs)),
+        rooms: Arc::default(),
+        origins: node.origins().into(),
         metrics: Arc::default(),
         node,
     };
@@ -112,6 +122,7 @@ fn router(node: NodeHandle) -> Router {
         .route_layer(middleware::from_fn_with_state(api.clone(), session::attend))
         .route("/v1/_visible", get(session::visible))
         .route("/v1/_changes/{ns}", get(changes::follow))
+        .route("/v1/_sync/{ns}", get(sync::connect))
         .route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
     Router::new()
         .merge(data)

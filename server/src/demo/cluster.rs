@@ -193,7 +193,7 @@ impl Cluster {
                 partitions: 64,
                 secret_file: Some(self.dir.join("cluster.secret")),
             },
-            http: HttpSection { listen: self.http[i] },
+            http: HttpSection { listen: self.http[i], ..HttpSection::default() },
             replication: Some(ReplicationSection {
                 listen: self.udp[i],
                 ca: self.dir.join("ca.pem"),

@@ -358,7 +358,7 @@ pub(super) async fn put(
 }
 
 /// The changes by commits.
-fn parts(changes: Vec<Encoded>) -> Vec<Vec<Encoded>> {
+pub(super) fn parts(changes: Vec<Encoded>) -> Vec<Vec<Encoded>> {
     let mut parts: Vec<Vec<Encoded>> = Vec::new();
     let mut bytes = 0;
     for change in changes {

@@ -119,6 +119,13 @@ fn requests(text: &mut Text, api: &Api) {
     text.one("godwit_http_requests_in_progress", "gauge", "Requests for data in progress.", in_progress);
     let feeds = limits.feeds - api.feeds.available_permits();
     text.one("godwit_feeds_open", "gauge", "Change feeds that are open.", feeds);
+    let clients = limits.syncs - api.syncs.available_permits();
+    text.one(
+        "godwit_automerge_repo_clients",
+        "gauge",
+        "Clients of automerge-repo that are connected.",
+        clients,
+    );
     let help = "Whether the node takes requests.";
     text.one("godwit_ready", "gauge", help, u8::from(api.node.is_ready()));
 }

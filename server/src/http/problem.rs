@@ -34,6 +34,8 @@ pub enum Kind {
     InvalidToken,
     /// The namespace takes no more.
     QuotaExceeded,
+    /// A page of a site that may not connect.
+    OriginRefused,
     /// Nothing there.
     NotFound,
     /// Nobody made the namespace.
@@ -101,13 +103,14 @@ struct Limit {
 
 impl Kind {
     /// All kinds, by status.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Malformed,
         Self::InvalidName,
         Self::UnknownOp,
         Self::UnsupportedHeader,
         Self::InvalidToken,
         Self::QuotaExceeded,
+        Self::OriginRefused,
         Self::NotFound,
         Self::NamespaceNotFound,
         Self::MethodNotAllowed,
@@ -137,6 +140,7 @@ impl Kind {
             Self::UnsupportedHeader => "unsupported-header",
             Self::InvalidToken => "invalid-token",
             Self::QuotaExceeded => "quota-exceeded",
+            Self::OriginRefused => "origin-refused",
             Self::NotFound => "not-found",
             Self::NamespaceNotFound => "namespace-not-found",
             Self::MethodNotAllowed => "method-not-allowed",
@@ -167,6 +171,7 @@ impl Kind {
             Self::UnsupportedHeader => "A header is not supported",
             Self::InvalidToken => "A token is not valid here",
             Self::QuotaExceeded => "The namespace's quota is used up",
+            Self::OriginRefused => "Pages of that site may not connect",
             Self::NotFound => "There is nothing here",
             Self::NamespaceNotFound => "The namespace does not exist",
             Self::MethodNotAllowed => "The method is not allowed here",
@@ -196,7 +201,7 @@ impl Kind {
             | Self::UnknownOp
             | Self::UnsupportedHeader
             | Self::InvalidToken => StatusCode::BAD_REQUEST,
-            Self::QuotaExceeded => StatusCode::FORBIDDEN,
+            Self::QuotaExceeded | Self::OriginRefused => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NamespaceNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -255,6 +260,11 @@ impl Problem {
         self
     }
 
+    /// What kind of problem it is.
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Whether it is known that the request changed nothing.
     pub(super) fn changed_nothing(&self) -> bool {
         self.applied != Some(Applied::Unknown)
@@ -295,6 +305,12 @@ impl Problem {
     fn internal(error: &dyn std::fmt::Display, applied: Applied) -> Self {
         tracing::error!(%error, "a request failed");
         Self::new(Kind::Internal, "the store failed: the node's log says more").applied(applied)
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.kind.title(), self.detail)
     }
 }
 

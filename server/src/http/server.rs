@@ -133,7 +133,8 @@ async fn connection(
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_STALL_MAX));
     let builder = builder();
-    let serving = builder.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+    let serving = builder
+        .serve_connection_with_upgrades(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let mut serving = std::pin::pin!(serving);
     let mut first = std::pin::pin!(tokio::time::sleep(HEAD_READ_MAX));
     let mut is_watched = true;

@@ -107,17 +107,17 @@ impl OpenDocuments {
         record: &RecordId,
         field: &Field,
         changes: &[Selected],
-        read: impl FnOnce(&Document) -> Result<T, DocumentError>,
+        read: impl FnOnce(&mut Document) -> Result<T, DocumentError>,
     ) -> Result<T, ReadFailure> {
         let name = (record.clone(), field.clone());
         let slot = self.slot(&name);
         // One that is being edited is made anew rather than waited for.
         let Ok(mut held) = slot.try_lock() else {
-            return Ok(read(&self.bring(Document::default(), changes)?.0)?);
+            return Ok(read(&mut self.bring(Document::default(), changes)?.0)?);
         };
         let open = held.take().unwrap_or_default();
-        let (document, goes_on) = self.bring(open.document, changes)?;
-        let value = read(&document)?;
+        let (mut document, goes_on) = self.bring(open.document, changes)?;
+        let value = read(&mut document)?;
         let actor = open.actor.filter(|_| goes_on);
         self.used(&name, &document);
         *held = Some(Open { document, actor });

@@ -47,6 +47,7 @@ pub struct NodeHandle(Arc<Shared>);
 struct Shared {
     identity: Identity,
     limits: LimitsSection,
+    origins: Vec<String>,
     tokens: TokenKey,
     peers: Vec<String>,
     committer: CommitterHandle<Submission>,
@@ -159,6 +160,7 @@ impl NodeHandle {
         Self(Arc::new(Shared {
             identity,
             limits: config.limits.clone(),
+            origins: config.http.origins.clone(),
             tokens,
             peers,
             committer,
@@ -187,6 +189,11 @@ impl NodeHandle {
     /// What clients may do.
     pub fn limits(&self) -> &LimitsSection {
         &self.0.limits
+    }
+
+    /// Sites whose pages may open WebSockets.
+    pub(crate) fn origins(&self) -> &[String] {
+        &self.0.origins
     }
 
     /// The node's name.

@@ -110,7 +110,7 @@ fn configure(dir: &Path, name: &str, settings: &Settings, links: Option<Replicat
             partitions: PARTITIONS,
             secret_file: None,
         },
-        http: HttpSection { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) },
+        http: HttpSection { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..HttpSection::default() },
         replication: links,
         limits: Default::default(),
         clock: Default::default(),

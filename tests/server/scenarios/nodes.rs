@@ -3,6 +3,7 @@
 //! Either they run in this process, where the links of each can be cut below QUIC, or each is a process that can be
 //! killed. Both have the same configuration, certificates and data directories, and are asked over HTTP only.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -75,12 +76,17 @@ impl Nodes {
         }
     }
 
-    /// A request to a node.
-    pub fn request(&self, method: &str, at: usize, path: &str) -> reqwest::RequestBuilder {
-        let address = match &self.running {
+    /// Where a node's API is.
+    pub fn addr(&self, at: usize) -> SocketAddr {
+        match &self.running {
             Running::InProcess { nodes, .. } => nodes[at].http_addr(),
             Running::Processes(servers) => servers[at].addr(),
-        };
+        }
+    }
+
+    /// A request to a node.
+    pub fn request(&self, method: &str, at: usize, path: &str) -> reqwest::RequestBuilder {
+        let address = self.addr(at);
         self.client.request(method.parse().unwrap(), format!("http://{address}{path}"))
     }
 
