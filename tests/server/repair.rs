@@ -90,7 +90,9 @@ async fn who_was_away_longer_than_any_log_resurrects_nothing_and_loses_nothing()
         trio.expect(&format!("{tag}new"), &all).await;
     }
     let repairs = trio.repairs("a").await;
-    assert_eq!(repairs["done"], PARTITIONS, "{repairs}");
+    // Of a partition whose log is cut again meanwhile, twice.
+    let done = repairs["done"].as_u64().unwrap();
+    assert!((u64::from(PARTITIONS)..=2 * u64::from(PARTITIONS)).contains(&done), "{repairs}");
     assert!(repairs["rows_dropped"].as_u64().unwrap() >= u64::from(PARTITIONS) * MEMBERS as u64, "{repairs}");
     for other in ["b", "c"] {
         let repairs = trio.repairs(other).await;
