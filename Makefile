@@ -21,7 +21,7 @@ PATCHES ?=
 # Parts of the benchmark of links; all if empty.
 PARTS ?=
 
-.PHONY: help setup demo test soak broken lint bench bench-links
+.PHONY: help setup demo test soak broken lint bench bench-documents bench-links
 
 help:
 	@echo 'make demo   build Godwit and run its demo (ARGS="..." are passed on)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make broken break Godwit in many ways, one at a time: the simulator must notice (PATCHES="names")'
 	@echo 'make lint   check formatting, lints and dependencies, as CI does'
 	@echo 'make bench  measure the ratios of docs/BENCHMARKS.md with a release build'
+	@echo 'make bench-documents  measure what documents cost'
 	@echo 'make bench-links  measure what replication and repair cost (PARTS="names")'
 	@echo 'make soak   run SEEDS=10000 seeds of the simulator from FROM=1, on all cores'
 	@echo 'make setup  install what a build needs and this machine lacks'
@@ -63,6 +64,9 @@ bench: setup
 # PARTS: the names of some of its parts; all if empty.
 bench-links: setup
 	cargo bench --workspace --locked --bench links -- $(PARTS)
+
+bench-documents: setup
+	cargo bench --workspace --locked --bench documents
 
 # For release, of the simulator and the pure crates only: RocksDB is not compiled.
 soak:

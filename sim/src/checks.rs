@@ -52,6 +52,7 @@ impl World {
         exist.sort();
         self.check_listing(i, &exist)?;
         self.check_pages(i)?;
+        self.check_kept(i)?;
         self.consume(i)?;
         self.check_bounds(i)
     }

@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 use godwit_core::feed::{Cursor, Followed, Found, StepLimits};
 use godwit_core::ids::{PartitionId, RecordId};
 use godwit_core::partition;
-use godwit_core::read::{self, ReadLimits};
 use godwit_core::repair::Settled;
 use godwit_core::store::StoreError;
 
 use crate::draws::Of;
-use crate::oracle::{Violation, as_spec};
+use crate::oracle::{Violation, read_spec};
 use crate::spec::SpecRecord;
 use crate::workload;
 use crate::world::World;
@@ -43,9 +42,8 @@ impl World {
         let store = &Settled::open(&self.nodes[i].disk).map_err(broken)?;
         let at = self.read_at(0);
         let record_now = |record: &RecordId| {
-            let views = read::record(store, at, record, ReadLimits::NONE);
-            let views = views.map_err(|error| Violation::new(10, format!("a consumer at n{i}: {error}")))?;
-            Ok::<_, Violation>(as_spec(&views))
+            let read = read_spec(store, at, record);
+            read.map_err(|error| Violation::new(10, format!("a consumer at n{i}: {error}")))
         };
         let consumer = &mut self.consumer;
         loop {
@@ -90,11 +88,9 @@ impl World {
             }
             let here = workload::records().into_iter();
             for record in here.filter(|record| record.partition(at.partitions) == id) {
-                let views = read::record(store, at, &record, ReadLimits::NONE);
-                let views =
-                    views.map_err(|error| Violation::new(10, format!("a consumer at n{i}: {error}")))?;
-                let (now, told) = (as_spec(&views), self.consumer.told.get(&record).cloned());
-                let told = told.unwrap_or_default();
+                let now = read_spec(store, at, &record);
+                let now = now.map_err(|error| Violation::new(10, format!("a consumer at n{i}: {error}")))?;
+                let told = self.consumer.told.get(&record).cloned().unwrap_or_default();
                 if told != now {
                     let what = format!(
                         "a consumer at n{i} was told last that {record} is {told:?}, and it is {now:?}"

@@ -94,6 +94,7 @@ impl World {
         member.ended.clear();
         member.inbox.clear();
         member.reads.clear();
+        member.kept.clear();
         member.open.clear();
         member.stopping = None;
         for other in (0..self.nodes.len()).filter(|&other| other != i) {

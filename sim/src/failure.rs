@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
-use godwit_core::read::{self, ReadError, ReadLimits};
+use godwit_core::read::ReadError;
 use godwit_core::repair::Settled;
 
 use godwit_proto::Reply;
@@ -49,10 +49,8 @@ impl World {
         };
         let read = |record: &RecordId| {
             let store = Settled::open(&self.nodes[i].disk).map_err(ReadError::from);
-            let views =
-                store.and_then(|store| read::record(&store, self.read_at(0), record, ReadLimits::NONE));
-            match views {
-                Ok(views) => format!("{:?}", oracle::as_spec(&views)),
+            match store.and_then(|store| oracle::read_spec(&store, self.read_at(0), record)) {
+                Ok(fields) => format!("{fields:?}"),
                 Err(error) => error.to_string(),
             }
         };

@@ -12,7 +12,7 @@ use godwit_core::digest;
 use godwit_core::document::{Document, Selected};
 use godwit_core::ids::{Key, PartitionId, RecordId, ReplicaId};
 use godwit_core::partition::{self, CommitError};
-use godwit_core::read::{self, DocumentValue, FieldView, ReadAt, ReadError, ReadLimits, Value};
+use godwit_core::read::{self, ReadAt, ReadError, ReadLimits, Value};
 use godwit_core::repair::Settled;
 use godwit_core::row::FieldType;
 use godwit_core::store::StoreRead;
@@ -361,7 +361,7 @@ impl Oracle {
                     Violation::new(2, format!("{whose}: {what} (applied {context:?}, at {now_ms} ms)"))
                 };
                 let broken = |error: ReadError| Violation::new(10, format!("{whose}: {error}"));
-                let seen = read::record(store, at, record, ReadLimits::NONE).map_err(broken)?;
+                let seen = read_spec(store, at, record).map_err(broken)?;
                 compare(record, &seen, expected).map_err(wrong)?;
                 check_sizes(store, at, record, expected).map_err(broken)?.map_err(wrong)?;
                 zsets::check(store, at, record, expected).map_err(broken)?.map_err(wrong)?;
@@ -464,38 +464,38 @@ impl PartitionOracle {
     }
 }
 
-/// The specification's form of what a read showed.
-pub fn as_spec(views: &[FieldView]) -> SpecRecord {
-    views
-        .iter()
-        .filter_map(|view| {
-            let ty = match view.ty {
-                FieldType::DOCUMENT => SpecType::Document,
-                FieldType::REGISTER => SpecType::Register,
-                FieldType::COUNTER => SpecType::Counter,
-                FieldType::FLAG => SpecType::Flag,
-                FieldType::SET => SpecType::Set,
-                FieldType::ZSET => SpecType::Zset,
-                FieldType::UNIQUE => SpecType::Unique,
-                _ => return None,
-            };
-            let value = match &view.value {
-                Value::Register { value, siblings } => {
-                    SpecValue::Register { value: value.clone(), siblings: siblings.clone() }
-                }
-                Value::Counter(value) => SpecValue::Counter(*value),
-                Value::Flag => SpecValue::Flag(true),
-                Value::Set { members, .. } => SpecValue::Set(members.iter().cloned().collect()),
-                Value::Zset { members, .. } => {
-                    SpecValue::Zset(members.iter().map(|(m, score)| (m.clone(), score.value())).collect())
-                }
-                Value::Unique(count) => SpecValue::Unique(*count),
-                Value::Document(DocumentValue::Changes(changes)) => document(changes),
-                Value::Document(DocumentValue::Shown { .. }) => unreachable!("nobody shows it"),
-            };
-            Some(((view.field.to_string(), ty), value))
-        })
-        .collect()
+/// What a read of a record shows, in the specification's form.
+pub fn read_spec(store: &impl StoreRead, at: ReadAt, record: &RecordId) -> Result<SpecRecord, ReadError> {
+    let views = read::record(store, at, record, ReadLimits::NONE)?;
+    let mut documents = BTreeMap::new();
+    for view in views.iter().filter(|view| view.ty == FieldType::DOCUMENT) {
+        documents.insert(view.field.clone(), document(&read::changes(store, at, record, &view.field, None)?));
+    }
+    let fields = views.into_iter().filter_map(|view| {
+        let ty = match view.ty {
+            FieldType::DOCUMENT => SpecType::Document,
+            FieldType::REGISTER => SpecType::Register,
+            FieldType::COUNTER => SpecType::Counter,
+            FieldType::FLAG => SpecType::Flag,
+            FieldType::SET => SpecType::Set,
+            FieldType::ZSET => SpecType::Zset,
+            FieldType::UNIQUE => SpecType::Unique,
+            _ => return None,
+        };
+        let value = match view.value {
+            Value::Register { value, siblings } => SpecValue::Register { value, siblings },
+            Value::Counter(value) => SpecValue::Counter(value),
+            Value::Flag => SpecValue::Flag(true),
+            Value::Set { members, .. } => SpecValue::Set(members.into_iter().collect()),
+            Value::Zset { members, .. } => {
+                SpecValue::Zset(members.into_iter().map(|(m, score)| (m, score.value())).collect())
+            }
+            Value::Unique(count) => SpecValue::Unique(count),
+            Value::Document(_) => documents.remove(&view.field)?,
+        };
+        Some(((view.field.to_string(), ty), value))
+    });
+    Ok(fields.collect())
 }
 
 fn document(changes: &[Selected]) -> SpecValue {
@@ -506,9 +506,8 @@ fn document(changes: &[Selected]) -> SpecValue {
     SpecValue::Document(hashes, json.unwrap_or_else(|error| error.to_string()))
 }
 
-fn compare(record: &RecordId, seen: &[FieldView], expected: &SpecRecord) -> Result<(), String> {
-    let seen = as_spec(seen);
-    if seen == *expected { Ok(()) } else { Err(format!("{record} reads {seen:?}, must be {expected:?}")) }
+fn compare(record: &RecordId, seen: &SpecRecord, expected: &SpecRecord) -> Result<(), String> {
+    if seen == expected { Ok(()) } else { Err(format!("{record} reads {seen:?}, must be {expected:?}")) }
 }
 
 /// The size of a set, kept by the node or counted at once, is the number of its members.

@@ -11,12 +11,12 @@ use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, Rep
 use godwit_core::json::Json;
 use godwit_core::op::{Limits, Op, Terms, Write};
 use godwit_core::partition::{Applied, CommitError, Committed, Partition, Received};
-use godwit_core::read::{self, ReadAt, ReadLimits};
+use godwit_core::read::ReadAt;
 use godwit_core::rng::Rng;
 use godwit_core::store::{Batch, Family, MemStore, StoreError, StoreRead, Txn, Visit};
 use godwit_core::time::{Hlc, HlcClock, Wall};
 use godwit_core::types::score::Score;
-use godwit_sim::oracle::as_spec;
+use godwit_sim::oracle::read_spec;
 use godwit_sim::spec::{Event, EventId, EventSet, History, Stamp};
 use godwit_sim::workload::spec_op;
 use proptest::prelude::*;
@@ -177,8 +177,8 @@ proptest! {
                 }
             }
             for replica in &replicas {
-                let views = read::record(&replica.store, AT, &record(), ReadLimits::NONE).unwrap();
-                prop_assert_eq!(as_spec(&views), history.read(&name, &replica.visible));
+                let shown = read_spec(&replica.store, AT, &record()).unwrap();
+                prop_assert_eq!(shown, history.read(&name, &replica.visible));
             }
         }
 
@@ -201,8 +201,8 @@ proptest! {
             all.insert(*event);
             all
         });
-        let views = read::record(&once.store, AT, &record(), ReadLimits::NONE).unwrap();
-        prop_assert_eq!(as_spec(&views), history.read(&name, &all));
+        let shown = read_spec(&once.store, AT, &record()).unwrap();
+        prop_assert_eq!(shown, history.read(&name, &all));
     }
 }
 

@@ -1,10 +1,13 @@
 //! Rows that a node has lost, found by comparing with a peer: nodes driven by hand.
 
+use godwit_core::document::{Document, Patch};
 use godwit_core::ids::{Field, RecordId};
 use godwit_core::json::Json;
 use godwit_core::keys;
 use godwit_core::op::Op;
+use godwit_core::read::{Kept, ReadAt};
 use godwit_core::store::{Batch, Family, StoreRead};
+use godwit_core::types::document::slot;
 use godwit_proto::message::repair::{Ask, Pull};
 use godwit_proto::{Alarm, Message, Output, Tuning};
 use godwit_tests::hand::{PARTITIONS, STEP_US, World};
@@ -101,6 +104,41 @@ fn a_lost_row_is_put_back_and_named() {
         assert_eq!(found(&world), [(0, 1, 0, vec![(record, field())])]);
         assert_eq!((world.status(0).scrubs.rows_missing, world.status(1).scrubs.rows_missing), (1, 0));
     }
+}
+
+/// No commit tells of what is put back.
+#[test]
+fn a_document_that_is_kept_open_has_what_is_put_back() {
+    let mut world = even(&scrubbing());
+    let record = World::record(500);
+    let mut document = Document::default();
+    let mut edit = |world: &mut World, patch: &str| {
+        let patch = Patch::parse(&Json::parse(patch).unwrap()).unwrap();
+        let change = document.edit(&[1; 16], 0, &patch).unwrap().unwrap();
+        world.write(0, &record, vec![Op::Change { field: field(), changes: vec![change] }]);
+    };
+    edit(&mut world, r#"[{"op":"add","path":"/a","value":1}]"#);
+    edit(&mut world, r#"[{"op":"add","path":"/b","value":2}]"#);
+    world.run(200 * STEP_US);
+    assert!(world.is_even(0, 1));
+    let all = document.heads();
+    let mut kept = Kept::default();
+    let mut bring = |world: &World| {
+        let at = ReadAt { partitions: PARTITIONS, now_ms: world.wall_ms };
+        kept.bring(&world.members[0].store, at, (&record, &field()), |_| ()).unwrap();
+        kept.document().heads()
+    };
+    // Its last change, on which nothing builds.
+    let prefix = keys::record_prefix(record.partition(PARTITIONS), &record);
+    let last = slot(&all[0]);
+    let is_last = |key: &[u8]| key[prefix.len()..].windows(last.len()).any(|part| part == last);
+    let (key, _) = rows(&world, 0, &record).into_iter().find(|(key, _)| is_last(key)).unwrap();
+    let mut batch = Batch::default();
+    batch.delete(Family::Rows, key);
+    world.members[0].store.commit(batch);
+    assert_ne!(bring(&world), all, "a disk has lost it");
+    world.run(ALL_US);
+    assert_eq!(bring(&world), all);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use automerge::{ActorId, Automerge, LoadOptions, OnPartialLoad, TextEncoding};
 pub use automerge::ChangeHash;
 pub use edit::{EditError, Patch, PatchError};
 pub use make::{DocumentLimits, Documents, MakeError, Touched, Unmade, is_wanted, make};
-pub use select::{Selected, Stored, select};
+pub use select::{Selected, Selection, Stored, select};
 pub use sync::{SyncMessage, SyncState};
 
 use chunk::{Change, ChunkError, Kind};

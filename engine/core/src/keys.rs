@@ -334,6 +334,11 @@ pub fn partition_meta(partition: PartitionId) -> Vec<u8> {
     [b"partition/", &partition.0.to_be_bytes()[..]].concat()
 }
 
+/// How often rows that were lost have been put back in a partition, in `meta`.
+pub fn mended(partition: PartitionId) -> Vec<u8> {
+    [b"mended/", &partition.0.to_be_bytes()[..]].concat()
+}
+
 /// From where on the log of a partition is there, in `meta`.
 pub fn log_floor(partition: PartitionId) -> Vec<u8> {
     let mut key = b"log_floor/".to_vec();

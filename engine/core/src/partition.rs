@@ -48,6 +48,7 @@ pub use expiries::Sweep;
 pub use hidden::Forget;
 pub use log::{LogEntry, LogFloor, log_from, read_log};
 pub use repair::Checked;
+pub(crate) use scrub::read_mended;
 pub use scrub::{Reinstated, Watch};
 pub use sweep::{Fold, Own, Step};
 
@@ -631,6 +632,11 @@ pub enum CommitError {
 /// The context that a partition has durably reached, as a reader of the store sees it.
 pub fn stored_context(store: &impl StoreRead, id: PartitionId) -> Result<VersionVector, StoreError> {
     Ok(read_meta(store, id)?.map(|meta| meta.context).unwrap_or_default())
+}
+
+/// What is applied in a partition, and the index of its last log entry.
+pub(crate) fn progress(store: &impl StoreRead, id: PartitionId) -> Result<(VersionVector, u64), StoreError> {
+    Ok(read_meta(store, id)?.map(|meta| (meta.context, meta.log_last)).unwrap_or_default())
 }
 
 fn stored_log_last(store: &impl StoreRead, id: PartitionId) -> Result<u64, StoreError> {

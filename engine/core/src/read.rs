@@ -13,6 +13,7 @@
 //! | `rows` | the one way to stored rows, and how much of them is looked at |
 
 mod documents;
+mod kept;
 mod listing;
 mod rows;
 mod sets;
@@ -25,7 +26,7 @@ use std::ops::ControlFlow;
 
 use crate::codec::CodecError;
 use crate::context::Dot;
-use crate::document::{ChangeHash, Selected};
+use crate::document::ChangeHash;
 use crate::ids::{Field, RecordId};
 use crate::keys;
 use crate::partition;
@@ -37,6 +38,7 @@ use crate::types::register;
 use crate::types::score::Score;
 
 pub use documents::{DOCUMENT_BYTES_MAX, changes, stored_changes};
+pub use kept::{BringError, Kept, KeptPlace};
 pub use listing::{has_keys, list_keys, list_namespaces};
 pub use sets::{contains, kept_size, members, size};
 pub use uniques::ranks;
@@ -84,9 +86,9 @@ pub enum Value {
 /// A document's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DocumentValue {
-    /// As it is read: the changes that make it, each after those that it builds on.
-    Changes(Vec<Selected>),
-    /// As it is shown, once somebody has made it of the changes.
+    /// There is one: somebody is to open it ([`Kept`], or [`changes`]).
+    Unopened,
+    /// As it is shown, once somebody has.
     Shown {
         /// Compact JSON.
         json: String,

@@ -204,7 +204,7 @@ impl Feed {
             };
             let views = |change: &Change| {
                 let mut views = read::record(store, at, &change.record, limits)?;
-                documents.show(&change.record, &mut views, limits.bytes_max)?;
+                documents.show(store, at, &change.record, &mut views, limits.bytes_max)?;
                 Ok(views)
             };
             let with_views = |change: Change| match views(&change) {

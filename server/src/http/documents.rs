@@ -12,6 +12,7 @@ use godwit_core::document::{self, ChangeHash, Document, DocumentError, Encoded, 
 use godwit_core::ids::{Field, RecordId};
 use godwit_core::op::{Op, Write};
 use godwit_core::read;
+use godwit_core::row::FieldType;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -185,7 +186,7 @@ pub(super) async fn read(
     let name = field.as_str().to_owned();
     match form {
         Form::Json => {
-            let show = move |document: &Document, _: &[Selected]| {
+            let show = move |document: &Document| {
                 Ok((document.json(heads.as_deref())?, heads.unwrap_or_else(|| document.heads())))
             };
             let (json, heads) = with(api, session, record, field, show).await?;
@@ -194,13 +195,12 @@ pub(super) async fn read(
         }
         Form::Text => {
             let path = query.text("path").map(str::to_owned);
-            let show =
-                move |document: &Document, _: &[Selected]| document.text(path.as_deref(), heads.as_deref());
+            let show = move |document: &Document| document.text(path.as_deref(), heads.as_deref());
             let text = with(api, session, record, field, show).await?;
             respond::tagged_as("text/plain; charset=utf-8", text.into_bytes(), headers, room)
         }
         Form::File => {
-            let show = move |document: &Document, _: &[Selected]| document.save(heads.as_deref());
+            let show = move |document: &Document| document.save(heads.as_deref());
             let file = with(api, session, record, field, show).await?;
             respond::tagged_as(AUTOMERGE, file, headers, room)
         }
@@ -209,7 +209,7 @@ pub(super) async fn read(
                 return Err(Problem::new(Kind::Malformed, "view=diff needs `from`: heads of the document"));
             };
             let to = Heads::parse(query, "to")?.map(|Heads(to)| to);
-            let show = move |document: &Document, _: &[Selected]| {
+            let show = move |document: &Document| {
                 let to = to.unwrap_or_else(|| document.heads());
                 Ok((document.diff(&from, &to)?, from, to))
             };
@@ -220,7 +220,7 @@ pub(super) async fn read(
         }
         Form::Changes => {
             let Heads(since) = Heads::parse(query, "since")?.unwrap_or(Heads(Vec::new()));
-            let show = move |document: &Document, _: &[Selected]| {
+            let show = move |document: &Document| {
                 let (mut changes, mut bytes, mut truncated) = (Vec::new(), 0, false);
                 for change in document.changes_since(&since)? {
                     bytes += change.len() * 4 / 3 + 8;
@@ -252,18 +252,25 @@ async fn history(
     let Paging { after, limits } = Paging::parse(query)?;
     let name = field.as_str().to_owned();
     let place = |selected: &Selected| format!("{:016x}-{}", selected.hlc.0, selected.encoded.change.hash);
-    let show = move |_: &Document, changes: &[Selected]| {
-        let mut ordered: Vec<(String, &Selected)> =
-            changes.iter().map(|selected| (place(selected), selected)).collect();
+    let (at, asked) = (api.node.read_at(), field.clone());
+    let home = [record.partition(at.partitions)];
+    let read = move |store: &StoreView<'_>| {
+        let changes = read::changes(store, at, &record, &asked, None)?;
+        if changes.is_empty() {
+            return Ok(Err(read::live_types(store, at, &record, &asked)?));
+        }
+        let mut ordered: Vec<(String, Selected)> =
+            changes.into_iter().map(|selected| (place(&selected), selected)).collect();
         ordered.sort_by(|a, b| a.0.cmp(&b.0));
         let begin = after.map_or(0, |after| ordered.partition_point(|(place, _)| *place <= after));
-        let rest = &ordered[begin..];
-        let shown = &rest[..rest.len().min(limits.items_max)];
-        let next = shown.last().filter(|_| rest.len() > shown.len()).map(|(place, _)| place.clone());
-        let shown: Vec<Selected> = shown.iter().map(|(_, selected)| (*selected).clone()).collect();
-        Ok((shown, next))
+        let mut shown = ordered.split_off(begin);
+        let more = shown.len() > limits.items_max;
+        shown.truncate(limits.items_max);
+        let next = shown.last().filter(|_| more).map(|(place, _)| place.clone());
+        Ok::<_, ReadFailure>(Ok((shown.into_iter().map(|(_, selected)| selected).collect::<Vec<_>>(), next)))
     };
-    let (shown, next) = with(api, session, record, field, show).await?;
+    let found = session.read(api, home, read).await?;
+    let (shown, next) = found.map_err(|types| missing(&field, &types))?;
     let mut replicas: Vec<_> = shown.iter().map(|selected| selected.dot.replica).collect();
     replicas.sort_unstable();
     replicas.dedup();
@@ -298,25 +305,32 @@ async fn with<T: Send + 'static>(
     session: &Session,
     record: RecordId,
     field: Field,
-    show: impl FnOnce(&Document, &[Selected]) -> Result<T, DocumentError> + Send + 'static,
+    show: impl FnOnce(&Document) -> Result<T, DocumentError> + Send + 'static,
 ) -> Result<T, Problem> {
     let (at, documents, asked) = (api.node.read_at(), Arc::clone(api.node.documents()), field.clone());
     let home = [record.partition(at.partitions)];
     let read = move |store: &StoreView<'_>| {
-        let changes = read::changes(store, at, &record, &asked, None)?;
-        if changes.is_empty() {
-            return Ok(Err(read::live_types(store, at, &record, &asked)?));
+        let show = |document: &mut Document| match document.heads().is_empty() {
+            true => Ok(None),
+            false => show(document).map(Some),
+        };
+        match documents.with(store, at, (&record, &asked), show)? {
+            Some(shown) => Ok::<_, ReadFailure>(Ok(shown)),
+            None => Ok(Err(read::live_types(store, at, &record, &asked)?)),
         }
-        let shown = documents.with(&record, &asked, &changes, |document| show(document, &changes))?;
-        Ok::<_, ReadFailure>(Ok(shown))
     };
-    session.read(api, home, read).await?.map_err(|types| match types.first() {
+    session.read(api, home, read).await?.map_err(|types| missing(&field, &types))
+}
+
+/// Why a document is not there.
+fn missing(field: &Field, types: &[FieldType]) -> Problem {
+    match types.first() {
         Some(other) => {
             let detail = format!("the field {field:?} is a {other}, and only a document has this form");
             Problem::new(Kind::TypeMismatch, detail)
         }
-        None => absent(&field),
-    })
+        None => absent(field),
+    }
 }
 
 /// Whether a body is said to be an Automerge file.

@@ -65,7 +65,7 @@ async fn value(
     let (at, documents) = (api.node.read_at(), Arc::clone(api.node.documents()));
     let read = move |store: &StoreView<'_>, limits: ReadLimits| {
         let mut views = read::field(store, at, &record, &asked, limits)?;
-        documents.show(&record, &mut views, limits.bytes_max)?;
+        documents.show(store, at, &record, &mut views, limits.bytes_max)?;
         Ok(views)
     };
     let Fetched { views, room } = respond::fetch(api, session, &home, read).await?;

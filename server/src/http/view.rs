@@ -170,7 +170,7 @@ impl RecordView {
         record: &RecordId,
         (documents, limits): (&OpenDocuments, ReadLimits),
     ) -> Result<Self, ReadFailure> {
-        documents.show(record, &mut fields, limits.bytes_max)?;
+        documents.show(store, at, record, &mut fields, limits.bytes_max)?;
         let is_told = shape.full && !fields.is_empty();
         let expires_ms = if is_told { read::expires(store, at, record)? } else { None };
         Ok(Self { fields, expires_ms })
@@ -305,7 +305,7 @@ impl Viewer {
             ),
             Value::Unique(count) if self.shape.number_strings => ValueBody::Text(count.to_string()),
             Value::Document(DocumentValue::Shown { json, .. }) => ValueBody::Json(raw(json)?),
-            Value::Document(DocumentValue::Changes(_)) => {
+            Value::Document(DocumentValue::Unopened) => {
                 return Err(Problem::unreadable(&"a document was not shown"));
             }
             Value::Unique(count) => ValueBody::Integer(i64::try_from(count).unwrap_or(i64::MAX)),

@@ -2,8 +2,8 @@
 //!
 //! What holds:
 //!
-//! - *A document is what the store says.* An open one is brought to the changes that a snapshot of the store selects before anything is
-//!   read of it or done to it.
+//! - *A document is what the store says.* An open one is brought to what a snapshot of the store has before anything is read of it or done
+//!   to it ([`Kept`]).
 //! - *One edit of a document at a time is made at a node*, from opening it until its commit is known. Each edit is a change with a number
 //!   of an actor, and no two may share one. The actor is drawn when the open document is first edited, and is never used again once that
 //!   is closed, begins anew, or has had an edit of which it is not known that it was committed.
@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use godwit_core::context::Seen;
-use godwit_core::document::{self, Document, DocumentError, Documents, MakeError, Selected, Touched};
+use godwit_core::document::{self, Document, DocumentError, Documents, MakeError, Touched};
 use godwit_core::ids::{Field, PartitionId, RecordId};
 use godwit_core::op::{Op, Reason, Refusal, Terms, Write};
 use godwit_core::partition::{CommitError, stored_context};
-use godwit_core::read::{self, DocumentValue, FieldView, ReadAt, Value};
+use godwit_core::read::{self, BringError, DocumentValue, FieldView, Kept, KeptPlace, ReadAt, Value};
 use godwit_core::requests;
 use godwit_core::store::StoreError;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
@@ -71,7 +71,7 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Open {
-    document: Document,
+    kept: Kept,
     actor: Option<[u8; 16]>,
 }
 
@@ -83,57 +83,83 @@ impl OpenDocuments {
     /// Makes JSON of the documents among a record's fields, each of at most so many bytes. Blocks.
     pub(crate) fn show(
         &self,
+        store: &StoreView<'_>,
+        at: ReadAt,
         record: &RecordId,
-        views: &mut [FieldView],
+        views: &mut Vec<FieldView>,
         bytes_max: usize,
     ) -> Result<(), ReadFailure> {
-        for FieldView { field, value, .. } in views {
-            if let Value::Document(DocumentValue::Changes(changes)) = value {
-                let json = self
-                    .with(record, field, changes, |document| Ok((document.json(None)?, document.heads())));
-                let (json, heads) = json?;
-                if json.len() > bytes_max {
-                    return Err(ReadFailure::TooLarge { max: bytes_max });
-                }
-                *value = Value::Document(DocumentValue::Shown { json, heads });
+        for FieldView { field, value, .. } in views.iter_mut() {
+            if !matches!(value, Value::Document(DocumentValue::Unopened)) {
+                continue;
             }
+            let show = |document: &mut Document| Ok((document.json(None)?, document.heads()));
+            let (json, heads) = self.with(store, at, (record, field), show)?;
+            if json.len() > bytes_max {
+                return Err(ReadFailure::TooLarge { max: bytes_max });
+            }
+            *value = Value::Document(DocumentValue::Shown { json, heads });
         }
+        // One of which a disk has lost what all of it builds on.
+        let is_empty = |value: &Value| matches!(value, Value::Document(DocumentValue::Shown { heads, .. }) if heads.is_empty());
+        views.retain(|view| !is_empty(&view.value));
         Ok(())
     }
 
-    /// Reads a document that these changes make. Blocks.
+    /// Reads a document, which is empty if there is none. Blocks.
     pub(crate) fn with<T>(
         &self,
-        record: &RecordId,
-        field: &Field,
-        changes: &[Selected],
+        store: &StoreView<'_>,
+        at: ReadAt,
+        (record, field): (&RecordId, &Field),
         read: impl FnOnce(&mut Document) -> Result<T, DocumentError>,
     ) -> Result<T, ReadFailure> {
         let name = (record.clone(), field.clone());
-        let slot = self.slot(&name);
+        let known = self.all().by_name.get(&name).map(|entry| Arc::clone(&entry.slot));
         // One that is being edited is made anew rather than waited for.
-        let Ok(mut held) = slot.try_lock() else {
-            return Ok(read(&mut self.bring(Document::default(), changes)?.0)?);
-        };
-        let open = held.take().unwrap_or_default();
-        let (mut document, goes_on) = self.bring(open.document, changes)?;
-        let value = read(&mut document)?;
-        let actor = open.actor.filter(|_| goes_on);
-        self.used(&name, &document);
-        *held = Some(Open { document, actor });
+        let mut held = known.as_ref().and_then(|slot| slot.try_lock().ok());
+        let mut open = held.as_mut().and_then(|held| held.take()).unwrap_or_default();
+        let goes_on = self.bring(&mut open.kept, store, at, &name)?;
+        open.actor = open.actor.filter(|_| goes_on);
+        let value = read(open.kept.document())?;
+        if open.kept.document().heads().is_empty() {
+            return Ok(value);
+        }
+        match held {
+            Some(mut held) => {
+                self.used(&name, open.kept.document());
+                *held = Some(open);
+            }
+            // Not known before: from now on it is. Being edited: that is what will be known.
+            None if known.is_none() => {
+                let slot = self.slot(&name);
+                self.used(&name, open.kept.document());
+                if let Ok(mut held) = slot.try_lock() {
+                    *held = Some(open);
+                }
+            }
+            None => {}
+        }
         Ok(value)
     }
 
-    fn bring(&self, mut document: Document, changes: &[Selected]) -> Result<(Document, bool), DocumentError> {
-        let new = |selected: &&Selected| !document.has(&selected.encoded.change.hash);
-        let raw = |selected: &Selected| selected.encoded.change.raw_bytes;
-        let bytes: usize = changes.iter().filter(new).map(raw).sum();
-        let _turn = (bytes >= LARGE_BYTES).then(|| {
-            let turn = &self.large[bytes % LARGE_AT_ONCE];
-            turn.lock().unwrap_or_else(PoisonError::into_inner)
-        });
-        let goes_on = document.bring(changes)?;
-        Ok((document, goes_on))
+    fn bring(
+        &self,
+        kept: &mut Kept,
+        store: &StoreView<'_>,
+        at: ReadAt,
+        (record, field): &Name,
+    ) -> Result<bool, ReadFailure> {
+        let large = |bytes: usize| {
+            (bytes >= LARGE_BYTES).then(|| {
+                let turn = &self.large[bytes % LARGE_AT_ONCE];
+                turn.lock().unwrap_or_else(PoisonError::into_inner)
+            })
+        };
+        kept.bring(store, at, (record, field), large).map_err(|error| match error {
+            BringError::Read(error) => error.into(),
+            BringError::Document(error) => error.into(),
+        })
     }
 
     fn slot(&self, name: &Name) -> Slot {
@@ -191,10 +217,11 @@ type Held = BTreeMap<Name, OwnedMutexGuard<Option<Open>>>;
 struct Made {
     writes: Vec<Write>,
     held: Held,
-    touched: Vec<(RecordId, Touched, Actors)>,
+    touched: Vec<(RecordId, Touched, (Actors, Places))>,
 }
 
 type Actors = BTreeMap<Field, [u8; 16]>;
+type Places = BTreeMap<Field, KeptPlace>;
 
 impl NodeHandle {
     /// Commits writes to records of one partition, atomically, as [`Self::commit_holding`] does, with the edits of documents among them.
@@ -245,13 +272,14 @@ impl NodeHandle {
             }
         };
         if committed.commit.is_some() && !committed.repeated {
-            for (record, documents, actors) in touched {
+            for (record, documents, (actors, mut places)) in touched {
                 for (field, document) in documents {
                     let actor = actors.get(&field).copied();
                     let name = (record.clone(), field);
                     self.documents().used(&name, &document);
                     if let Some(held) = held.get_mut(&name) {
-                        **held = Some(Open { document, actor });
+                        let place = places.remove(&name.1).unwrap_or_default();
+                        **held = Some(Open { kept: Kept::edited(document, place), actor });
                     }
                 }
             }
@@ -301,11 +329,12 @@ impl NodeHandle {
                 record: write.record.clone(),
                 held: &mut held,
                 actors: Actors::new(),
+                places: Places::new(),
             };
             let made = document::make(&mut write.ops, &mut opening, terms.seen.as_ref(), time, limits);
-            let actors = opening.actors;
+            let known = (opening.actors, opening.places);
             match made {
-                Ok(documents) => touched.push((write.record.clone(), documents, actors)),
+                Ok(documents) => touched.push((write.record.clone(), documents, known)),
                 Err(MakeError::Open(failure)) => return Err(failure),
                 Err(MakeError::Refused(op, unmade)) => {
                     let field = write.ops.get(op).and_then(Op::target).map(|(field, _)| field.clone());
@@ -342,20 +371,29 @@ struct Opening<'a, 's> {
     record: RecordId,
     held: &'a mut Held,
     actors: Actors,
+    /// Of documents that go on from what they were.
+    places: Places,
 }
 
 impl Documents for Opening<'_, '_> {
     type Error = ReadFailure;
 
     fn open(&mut self, field: &Field, cleared: Option<&Seen>) -> Result<Document, ReadFailure> {
-        let changes = read::changes(self.store, self.at, &self.record, field, cleared)?;
+        if cleared.is_some() {
+            let changes = read::changes(self.store, self.at, &self.record, field, cleared)?;
+            let mut document = Document::default();
+            document.bring(&changes)?;
+            return Ok(document);
+        }
         let name = (self.record.clone(), field.clone());
         // Taken: it comes back when the commit is known, and is made anew otherwise.
-        let open = self.held.get_mut(&name).and_then(|held| held.take()).unwrap_or_default();
-        let (document, goes_on) = self.node.documents().bring(open.document, &changes)?;
+        let mut open = self.held.get_mut(&name).and_then(|held| held.take()).unwrap_or_default();
+        let goes_on = self.node.documents().bring(&mut open.kept, self.store, self.at, &name)?;
         if let Some(actor) = open.actor.filter(|_| goes_on) {
             self.actors.insert(field.clone(), actor);
         }
+        let (document, place) = open.kept.into_parts();
+        self.places.insert(field.clone(), place);
         Ok(document)
     }
 

@@ -12,6 +12,7 @@ use godwit_proto::{Input, LinkId, Message, Node, NodeConfig, Output, ReaderId, R
 
 use crate::config::RunConfig;
 use crate::disks::Image;
+use crate::edits::KeptDocuments;
 use crate::faults::{Trouble, Unsynced};
 use crate::judge::{Asked, Outcome};
 
@@ -26,6 +27,7 @@ pub(crate) struct Machinery {
     pub(crate) wire: u8,
     pub(crate) node: Option<Node>,
     pub(crate) disk: MemStore,
+    pub(crate) kept: KeptDocuments,
     pub(crate) life: u64,
     /// Inputs, and whether each is a damaged frame.
     pub(crate) inbox: VecDeque<(Input, bool)>,
@@ -100,6 +102,7 @@ impl Machinery {
             wire: config.wires[own],
             node: None,
             disk: MemStore::default(),
+            kept: KeptDocuments::new(),
             life: 0,
             inbox: VecDeque::new(),
             ended: BTreeSet::new(),

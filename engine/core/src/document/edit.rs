@@ -209,12 +209,12 @@ pub(super) fn apply(
 }
 
 fn commit(document: &mut Automerge, time: i64, patch: &Patch) -> Result<Option<ChangeHash>, EditError> {
-    let mut edit = Edit(document.transaction());
+    let mut edit = Edit { transaction: document.transaction(), text: None };
     let made =
         patch.0.iter().enumerate().try_for_each(|(step, of_step)| {
             edit.step(of_step).map_err(|what| EditError::Step { step, what })
         });
-    let Edit(transaction) = edit;
+    let Edit { transaction, .. } = edit;
     if made.is_err() || transaction.pending_ops() == 0 {
         transaction.rollback();
         return made.map(|()| None);
@@ -223,7 +223,18 @@ fn commit(document: &mut Automerge, time: i64, patch: &Patch) -> Result<Option<C
     Ok(hash)
 }
 
-struct Edit<'d>(Transaction<'d>);
+struct Edit<'d> {
+    transaction: Transaction<'d>,
+    /// The text of the last step, if that was a splice: most patches type in one place.
+    text: Option<OpenText>,
+}
+
+struct OpenText {
+    path: Vec<String>,
+    id: ObjId,
+    /// In characters.
+    length: usize,
+}
 
 /// Where a value stands: in its object, under its key or index.
 struct Place {
@@ -234,6 +245,9 @@ struct Place {
 
 impl Edit<'_> {
     fn step(&mut self, step: &Step) -> Result<(), String> {
+        if !matches!(step, Step::Splice { .. }) {
+            self.text = None;
+        }
         match step {
             Step::Add(path, node) => self.add(path, node),
             Step::Remove(path) => self.remove(path).map(drop),
@@ -282,38 +296,51 @@ impl Edit<'_> {
     fn remove(&mut self, path: &[String]) -> Result<Node, String> {
         let before = self.read(path)?;
         if path.is_empty() {
-            let keys: Vec<String> = self.0.keys(ROOT).collect();
-            keys.into_iter().try_for_each(|key| self.0.delete(ROOT, key)).map_err(text)?;
+            let keys: Vec<String> = self.transaction.keys(ROOT).collect();
+            keys.into_iter().try_for_each(|key| self.transaction.delete(ROOT, key)).map_err(text)?;
         } else {
             let place = self.existing(path)?;
-            self.0.delete(&place.object, place.prop).map_err(text)?;
+            self.transaction.delete(&place.object, place.prop).map_err(text)?;
         }
         Ok(before)
     }
 
     fn splice(&mut self, path: &[String], index: usize, delete: usize, insert: &str) -> Result<(), String> {
-        let (value, id) = self.find(path)?;
-        if !matches!(value, Value::Object(ObjType::Text)) {
-            return Err(format!("there is no text at {:?}, only texts are spliced", pointer(path)));
-        }
-        let length = self.0.length(&id);
-        if index.checked_add(delete).is_none_or(|end| end > length) {
+        let open = match self.text.take().filter(|open| open.path == path) {
+            Some(open) => open,
+            None => self.open_text(path)?,
+        };
+        let OpenText { id, length, .. } = &open;
+        if index.checked_add(delete).is_none_or(|end| end > *length) {
             return Err(format!(
                 "the text at {:?} has {length} characters, {delete} from {index} on are not there",
                 pointer(path)
             ));
         }
-        let delete = isize::try_from(delete).map_err(text)?;
-        self.0.splice_text(&id, index, delete, insert).map_err(text)
+        self.transaction
+            .splice_text(id, index, isize::try_from(delete).map_err(text)?, insert)
+            .map_err(text)?;
+        let length = length - delete + insert.chars().count();
+        self.text = Some(OpenText { length, ..open });
+        Ok(())
+    }
+
+    fn open_text(&self, path: &[String]) -> Result<OpenText, String> {
+        let (value, id) = self.find(path)?;
+        if !matches!(value, Value::Object(ObjType::Text)) {
+            return Err(format!("there is no text at {:?}, only texts are spliced", pointer(path)));
+        }
+        let length = self.transaction.length(&id);
+        Ok(OpenText { path: path.to_vec(), id, length })
     }
 
     /// Puts a value in the place of another one, or under a new key.
     fn put(&mut self, place: &Place, node: &Node) -> Result<(), String> {
         let Place { object, prop, .. } = place;
         match node {
-            Node::Scalar(value) => self.0.put(object, prop.clone(), value.clone()).map_err(text),
+            Node::Scalar(value) => self.transaction.put(object, prop.clone(), value.clone()).map_err(text),
             nested => {
-                let id = self.0.put_object(object, prop.clone(), nested.ty()).map_err(text)?;
+                let id = self.transaction.put_object(object, prop.clone(), nested.ty()).map_err(text)?;
                 self.fill(&id, nested)
             }
         }
@@ -323,9 +350,9 @@ impl Edit<'_> {
     fn insert(&mut self, place: &Place, node: &Node) -> Result<(), String> {
         let Prop::Seq(index) = place.prop else { return Err("not an index".into()) };
         match node {
-            Node::Scalar(value) => self.0.insert(&place.object, index, value.clone()).map_err(text),
+            Node::Scalar(value) => self.transaction.insert(&place.object, index, value.clone()).map_err(text),
             nested => {
-                let id = self.0.insert_object(&place.object, index, nested.ty()).map_err(text)?;
+                let id = self.transaction.insert_object(&place.object, index, nested.ty()).map_err(text)?;
                 self.fill(&id, nested)
             }
         }
@@ -335,7 +362,7 @@ impl Edit<'_> {
         let object = || id.clone();
         match node {
             Node::Scalar(_) => Ok(()),
-            Node::Text(content) => self.0.splice_text(id, 0, 0, content).map_err(text),
+            Node::Text(content) => self.transaction.splice_text(id, 0, 0, content).map_err(text),
             Node::List(items) => items.iter().enumerate().try_for_each(|(index, item)| {
                 self.insert(&Place { object: object(), ty: ObjType::List, prop: index.into() }, item)
             }),
@@ -370,7 +397,7 @@ impl Edit<'_> {
 
     /// An index of a list, or the one after the last if something is to be inserted.
     fn index(&self, list: &ObjId, token: &str, new: bool) -> Result<usize, String> {
-        let length = self.0.length(list);
+        let length = self.transaction.length(list);
         if token == "-" && new {
             return Ok(length);
         }
@@ -389,7 +416,7 @@ impl Edit<'_> {
                 Value::Object(ObjType::List) => self.index(&at.1, token, false)?.into(),
                 _ => return Err(format!("there is no object or array at {:?}", pointer(&path[..depth]))),
             };
-            let found = self.0.get(&at.1, prop).map_err(text)?;
+            let found = self.transaction.get(&at.1, prop).map_err(text)?;
             let (value, id) =
                 found.ok_or_else(|| format!("there is nothing at {:?}", pointer(&path[..=depth])))?;
             at = (value.into_owned(), id);
@@ -408,20 +435,21 @@ impl Edit<'_> {
         }
         Ok(match value {
             Value::Scalar(value) => Node::Scalar(value.into_owned()),
-            Value::Object(ObjType::Text) => Node::Text(self.0.text(id).map_err(text)?),
+            Value::Object(ObjType::Text) => Node::Text(self.transaction.text(id).map_err(text)?),
             Value::Object(ObjType::List) => {
                 let read = |index| {
-                    let (value, id) = self.0.get(id, index).map_err(text)?.ok_or("it is gone")?;
+                    let (value, id) = self.transaction.get(id, index).map_err(text)?.ok_or("it is gone")?;
                     self.node(value.into_owned(), &id, depth + 1)
                 };
-                Node::List((0..self.0.length(id)).map(read).collect::<Result<_, String>>()?)
+                Node::List((0..self.transaction.length(id)).map(read).collect::<Result<_, String>>()?)
             }
             Value::Object(ObjType::Map | ObjType::Table) => {
                 let read = |key: String| {
-                    let (value, id) = self.0.get(id, key.as_str()).map_err(text)?.ok_or("it is gone")?;
+                    let (value, id) =
+                        self.transaction.get(id, key.as_str()).map_err(text)?.ok_or("it is gone")?;
                     Ok((key, self.node(value.into_owned(), &id, depth + 1)?))
                 };
-                Node::Map(self.0.keys(id).map(read).collect::<Result<_, String>>()?)
+                Node::Map(self.transaction.keys(id).map(read).collect::<Result<_, String>>()?)
             }
         })
     }

@@ -42,20 +42,15 @@ pub struct Selected {
 }
 
 impl Stored {
-    /// The changes among a document's rows, in the order of their keys, with what was cleared beside what the rows tell. Those stamped
-    /// before `hidden_before` have expired.
+    /// The changes among a document's rows, of which clears saw this. Those stamped before `hidden_before` have expired.
     pub fn of_rows(
         rows: impl IntoIterator<Item = Row>,
-        mut cleared: Cleared,
+        cleared: &Cleared,
         hidden_before: u64,
     ) -> Result<BTreeMap<ChangeHash, Self>, CodecError> {
         let mut stored: BTreeMap<ChangeHash, Self> = BTreeMap::new();
         for row in rows {
-            let Some(hash) = document::parse_slot(&row.slot)? else {
-                // Rows of clears come first.
-                cleared.join(&Cleared::decode(&row.payload)?);
-                continue;
-            };
+            let Some(hash) = document::parse_slot(&row.slot)? else { continue };
             let counts = !cleared.covers(row.dot) && !expiry::hides(hidden_before, &row);
             let Row { dot, hlc, payload: bytes, .. } = row;
             match stored.get_mut(&hash) {
@@ -72,8 +67,17 @@ impl Stored {
     }
 }
 
-/// The changes that make the document, each after those that it builds on.
-pub fn select(mut stored: BTreeMap<ChangeHash, Stored>) -> Result<Vec<Selected>, CodecError> {
+/// The changes that make a document.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Each after those that it builds on.
+    pub changes: Vec<Selected>,
+    /// Whether no change was left out.
+    pub is_whole: bool,
+}
+
+/// The changes that make the document.
+pub fn select(mut stored: BTreeMap<ChangeHash, Stored>) -> Result<Selection, CodecError> {
     let mut wanted: Vec<ChangeHash> =
         stored.iter().filter(|(_, change)| change.counts).map(|(hash, _)| *hash).collect();
     let mut reached: BTreeMap<ChangeHash, Selected> = BTreeMap::new();
@@ -90,8 +94,11 @@ pub fn select(mut stored: BTreeMap<ChangeHash, Stored>) -> Result<Vec<Selected>,
         wanted.extend(&change.deps);
         reached.insert(hash, Selected { encoded: Encoded { change, bytes }, dot, hlc });
     }
+    let found = reached.len();
+    let is_whole = missing.is_empty();
     leave_out(&mut reached, missing);
-    Ok(in_causal_order(reached))
+    let is_whole = is_whole && reached.len() == found;
+    Ok(Selection { changes: in_causal_order(reached), is_whole })
 }
 
 /// Leaves out these, what contradicts others, and all that builds on them.

@@ -160,11 +160,11 @@ fn what_counts_brings_what_it_builds_on() {
     let mut other = document.clone();
     let second = edited(&mut document, 1, r#"[{"op":"add","path":"/b","value":2}]"#);
     let beside = edited(&mut other, 2, r#"[{"op":"add","path":"/c","value":3}]"#);
-    let all = select(stored(&[(&first, false), (&second, false), (&beside, true)])).unwrap();
+    let all = select(stored(&[(&first, false), (&second, false), (&beside, true)])).unwrap().changes;
     assert_eq!(made_of(&all), r#"{"a":1,"c":3}"#);
-    assert_eq!(select(stored(&[(&first, false), (&second, false)])).unwrap(), []);
+    assert_eq!(select(stored(&[(&first, false), (&second, false)])).unwrap().changes, []);
     // What it builds on is not there.
-    assert_eq!(select(stored(&[(&second, true)])).unwrap(), []);
+    assert_eq!(select(stored(&[(&second, true)])).unwrap().changes, []);
 }
 
 #[test]
@@ -178,7 +178,10 @@ fn of_two_changes_with_one_number_one_is_left_out_everywhere() {
     let on_other = edited(&mut twin, 2, r#"[{"op":"add","path":"/on","value":3}]"#);
     let all = [&first, &one, &other, &on_one, &on_other].map(|encoded| (encoded, true));
     let kept = if one.change.hash < other.change.hash { 2 } else { 3 };
-    assert_eq!(made_of(&select(stored(&all)).unwrap()), format!(r#"{{"a":1,"b":{kept},"on":{kept}}}"#));
+    assert_eq!(
+        made_of(&select(stored(&all)).unwrap().changes),
+        format!(r#"{{"a":1,"b":{kept},"on":{kept}}}"#)
+    );
 }
 
 /// A change with a column that says it has more values than any memory holds.

@@ -42,6 +42,18 @@ pub struct LogFloor {
     pub floor: VersionVector,
 }
 
+impl LogFloor {
+    /// That of a stored log.
+    pub(crate) fn read(store: &impl StoreRead, id: PartitionId) -> Result<Self, StoreError> {
+        match store.get(Family::Meta, &keys::log_floor(id))? {
+            Some(bytes) => {
+                codec::decode(FLOOR_VERSION, &bytes).map_err(StoreError::damaged("meta: log floor"))
+            }
+            None => Ok(Self::default()),
+        }
+    }
+}
+
 impl Default for LogFloor {
     fn default() -> Self {
         Self { first: 1, whole_from: 1, floor: VersionVector::new() }
@@ -319,12 +331,7 @@ pub fn log_from(
     id: PartitionId,
     position: &VersionVector,
 ) -> Result<Option<u64>, StoreError> {
-    let floor = match store.get(Family::Meta, &keys::log_floor(id))? {
-        Some(bytes) => {
-            codec::decode(FLOOR_VERSION, &bytes).map_err(StoreError::damaged("meta: log floor"))?
-        }
-        None => LogFloor::default(),
-    };
+    let floor = LogFloor::read(store, id)?;
     if !position.covers_all(&floor.floor) {
         return Ok(None);
     }

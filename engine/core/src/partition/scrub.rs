@@ -115,6 +115,9 @@ impl Partition {
             txn.put(Family::Rows, key, value);
             ranges.insert(range, parts.record);
         }
+        if result.missing > 0 {
+            count_mending(txn, self.id)?;
+        }
         for (range, record) in ranges {
             mark(txn, &record)?;
             self.field_moved(txn, &range, false)?;
@@ -122,4 +125,17 @@ impl Partition {
         }
         Ok(Ok(result))
     }
+}
+
+/// Has documents that are kept open be read anew: no commit tells of the rows.
+fn count_mending<S: StoreRead>(txn: &mut Txn<'_, S>, id: PartitionId) -> Result<(), StoreError> {
+    let times = read_mended(txn, id)?.wrapping_add(1);
+    txn.put(Family::Meta, keys::mended(id), times.to_be_bytes().to_vec());
+    Ok(())
+}
+
+/// How often rows that were lost have been put back in a partition.
+pub(crate) fn read_mended(store: &impl StoreRead, id: PartitionId) -> Result<u64, StoreError> {
+    let stored = store.get(Family::Meta, &keys::mended(id))?;
+    Ok(stored.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes))
 }

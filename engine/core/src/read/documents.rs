@@ -1,12 +1,12 @@
 //! Reads of documents: the changes that make one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use super::rows::{Budget, Record, Rows};
 use super::{DocumentValue, ReadAt, ReadError, Value};
 use crate::context::Seen;
-use crate::document::{ChangeHash, Selected, Stored, select};
+use crate::document::{ChangeHash, Selected, Selection, Stored, select};
 use crate::ids::{Field, RecordId};
 use crate::row::{FieldType, Row};
 use crate::store::{StoreError, StoreRead};
@@ -26,7 +26,7 @@ pub fn changes(
 ) -> Result<Vec<Selected>, ReadError> {
     let budget = Budget::unlimited();
     let record = Record::open(store, at, record, &budget)?;
-    selected(&record.rows(field, FieldType::DOCUMENT), cleared)
+    Ok(found(&record.rows(field, FieldType::DOCUMENT), cleared)?.selection.changes)
 }
 
 /// The changes that are stored of a document, also those that clears or the time hide.
@@ -50,17 +50,25 @@ pub(super) fn view(
     rows: &Rows<'_, impl StoreRead>,
     field: &Field,
 ) -> Result<Option<(Value, Row)>, ReadError> {
-    let changes = selected(rows, None)?;
-    let Some(latest) = changes.iter().max_by_key(|change| (change.hlc, change.dot)) else { return Ok(None) };
-    let row = Row {
-        field: field.clone(),
-        ty: FieldType::DOCUMENT,
-        slot: document::slot(&latest.encoded.change.hash),
-        dot: latest.dot,
-        hlc: latest.hlc,
-        payload: Vec::new(),
-    };
-    Ok(Some((Value::Document(DocumentValue::Changes(changes)), row)))
+    let (mut cleared, mut changes) = (Cleared::default(), BTreeMap::new());
+    rows.each_stored(|row| {
+        let Some(hash) = document::parse_slot(&row.slot)? else {
+            // Rows of clears come first.
+            cleared.join(&Cleared::decode(&row.payload)?);
+            return Ok(ControlFlow::Continue(()));
+        };
+        // The first commit that brought it, and whether it counts.
+        let by = (row.hlc, row.dot);
+        let (first, counts) = changes.entry(hash).or_insert((by, false));
+        *first = by.min(*first);
+        *counts |= !cleared.covers(row.dot) && !expiry::hides(rows.hidden_before(), &row);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let counting = changes.iter().filter(|(_, (_, counts))| *counts).map(|(hash, (first, _))| (*first, hash));
+    let Some(((hlc, dot), hash)) = counting.max() else { return Ok(None) };
+    let slot = document::slot(hash);
+    let row = Row { field: field.clone(), ty: FieldType::DOCUMENT, slot, dot, hlc, payload: Vec::new() };
+    Ok(Some((Value::Document(DocumentValue::Unopened), row)))
 }
 
 /// Whether some change counts.
@@ -77,7 +85,17 @@ pub(super) fn lives(rows: &Rows<'_, impl StoreRead>) -> Result<bool, ReadError> 
     Ok(lives)
 }
 
-fn selected(rows: &Rows<'_, impl StoreRead>, seen: Option<&Seen>) -> Result<Vec<Selected>, ReadError> {
+/// What the rows of a document come to.
+pub(super) struct Found {
+    pub(super) selection: Selection,
+    /// What clears saw.
+    pub(super) cleared: Cleared,
+    /// Bytes of all changes.
+    pub(super) bytes: usize,
+}
+
+/// As a clear leaves it that has seen what is given.
+pub(super) fn found(rows: &Rows<'_, impl StoreRead>, seen: Option<&Seen>) -> Result<Found, ReadError> {
     let (mut stored, mut bytes) = (Vec::new(), 0);
     rows.each_stored(|row| {
         bytes += row.payload.len();
@@ -88,8 +106,8 @@ fn selected(rows: &Rows<'_, impl StoreRead>, seen: Option<&Seen>) -> Result<Vec<
         return Err(ReadError::TooLarge { max: DOCUMENT_BYTES_MAX });
     }
     let damaged = || StoreError::damaged("rows: document");
-    let mut cleared = Cleared::default();
+    let mut cleared = Cleared::of_rows(&stored).map_err(damaged())?;
     seen.into_iter().for_each(|seen| cleared.clear(seen));
-    let stored = Stored::of_rows(stored, cleared, rows.hidden_before()).map_err(damaged())?;
-    Ok(select(stored).map_err(damaged())?)
+    let stored = Stored::of_rows(stored, &cleared, rows.hidden_before()).map_err(damaged())?;
+    Ok(Found { selection: select(stored).map_err(damaged())?, cleared, bytes })
 }

@@ -94,14 +94,10 @@ impl Exchange {
         let (at, documents) = (api.node.read_at(), Arc::clone(api.node.documents()));
         let (record, field) = (record.clone(), name.1.clone());
         let look = move |store: &StoreView<'_>| {
-            let changes = read::changes(store, at, &record, &field, None)?;
             let stored = read::stored_changes(store, at, &record, &field)?;
             let is_stored = |hash: &_| stored.contains(hash);
-            let admitted = match changes.is_empty() {
-                true => state.admit(came, &Document::default(), is_stored)?,
-                false => documents
-                    .with(&record, &field, &changes, |document| state.admit(came, document, is_stored))?,
-            };
+            let admit = |document: &mut Document| state.admit(came, document, is_stored);
+            let admitted = documents.with(store, at, (&record, &field), admit)?;
             Ok::<_, ReadFailure>((state, admitted))
         };
         let (state, admitted) = api.node.read(look).await?;
@@ -148,32 +144,37 @@ impl Exchange {
         let (at, documents) = (api.node.read_at(), Arc::clone(api.node.documents()));
         let field = name.1.clone();
         let look = move |store: &StoreView<'_>| {
-            let changes = read::changes(store, at, &record, &field, None)?;
-            if changes.is_empty() && message.is_none() {
-                // To a client that has it, it would seem to have lost everything: it would send all that was cleared.
-                let answer = if was_there { Answer::Unavailable } else { Answer::Nothing };
-                return Ok((if was_there { SyncState::default() } else { state }, false, answer));
-            }
-            let client_has = message.as_ref().is_none_or(SyncMessage::has_heads);
             let say = |document: &mut Document| {
-                if let Some(message) = message {
-                    document.hear(&mut state, message)?;
+                let is_there = !document.heads().is_empty();
+                if was_there && !is_there {
+                    state = SyncState::default();
                 }
-                if !client_has && document.heads().is_empty() {
-                    return Ok(Answer::Unavailable);
+                let Some(message) = message else {
+                    // To a client that has it, it would seem to have lost everything: it would send all that was cleared.
+                    let answer = if was_there { Answer::Unavailable } else { Answer::Nothing };
+                    return match is_there {
+                        true => Ok((is_there, said(document.tell(&mut state)?))),
+                        false => Ok((is_there, answer)),
+                    };
+                };
+                let client_has = message.has_heads();
+                document.hear(&mut state, message)?;
+                match client_has || is_there {
+                    true => Ok((is_there, said(document.tell(&mut state)?))),
+                    false => Ok((is_there, Answer::Unavailable)),
                 }
-                Ok(document.tell(&mut state)?.map_or(Answer::Nothing, Answer::Say))
             };
-            let answer = match changes.is_empty() {
-                true => say(&mut Document::default())?,
-                false => documents.with(&record, &field, &changes, say)?,
-            };
-            Ok::<_, ReadFailure>((state, !changes.is_empty(), answer))
+            let (is_there, answer) = documents.with(store, at, (&record, &field), say)?;
+            Ok::<_, ReadFailure>((state, is_there, answer))
         };
         let (state, is_there, answer) = api.node.read(look).await?;
         (self.state, self.is_there) = (state, is_there);
         Ok(answer)
     }
+}
+
+fn said(message: Option<Vec<u8>>) -> Answer {
+    message.map_or(Answer::Nothing, Answer::Say)
 }
 
 /// Reads a message, on a thread that may block: a few bytes can stand for many changes.
