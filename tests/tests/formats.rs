@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use expect_test::{Expect, expect};
+use godwit_core::document::{Document, Patch};
 use godwit_core::ids::{Field, Key, Member, Namespace, PartitionId, RecordId, ReplicaId};
 use godwit_core::json::Json;
 use godwit_core::op::{Limits, Op, Terms, Write};
@@ -18,38 +19,62 @@ fn field(name: &str) -> Field {
     Field::new(name).unwrap()
 }
 
-/// Everything that one commit of every operation, and a clear by another replica, leave in a store.
-fn written() -> (MemStore, Vec<String>) {
+/// What commits of replicas leave in a store, and their deltas.
+fn made(commits: impl IntoIterator<Item = (u64, Vec<Op>)>) -> (MemStore, Vec<String>) {
     let record = RecordId { namespace: Namespace::new("ns").unwrap(), key: Key::new("k").unwrap() };
-    let member = |name: &str| Member::new(name).unwrap();
-    let mut deltas = Vec::new();
-    let mut commit = |store: &mut MemStore, replica: u64, ops: Vec<Op>| {
-        let mut partition = Partition::open(store, PartitionId(7), ReplicaId(replica)).unwrap();
+    let (mut store, mut deltas) = (MemStore::default(), Vec::new());
+    for (replica, ops) in commits {
+        let mut partition = Partition::open(&store, PartitionId(7), ReplicaId(replica)).unwrap();
         let mut batch = Batch::default();
         let writes = [Write { record: record.clone(), ops }];
-        let mut txn = Txn::new(store, &mut batch);
+        let mut txn = Txn::new(&store, &mut batch);
         let stamp = || Hlc((1_700_000_000_000 << 16) + replica);
         let (terms, limits) = (Terms::default(), Limits::default());
         let done = partition.commit(&mut txn, &writes, &terms, &limits, (0, 0), stamp).unwrap();
         let Committed::Applied(applied) = done else { panic!("{done:?}") };
         store.commit(batch);
         deltas.push(hex(applied.encoded.as_bytes()));
-    };
-    let mut store = MemStore::default();
-    let ops = vec![
+    }
+    (store, deltas)
+}
+
+/// Everything that one commit of every operation, and a clear by another replica, leave in a store.
+fn written() -> (MemStore, Vec<String>) {
+    let member = |name: &str| Member::new(name).unwrap();
+    let first = vec![
         Op::Set { field: field("r"), value: Json::parse("{\"a\": [1, \"é\"]}").unwrap() },
         Op::Incr { field: field("c"), by: -3 },
         Op::Enable { field: field("f") },
         Op::Add { field: field("s"), members: vec![member("m"), member("n")] },
     ];
-    commit(&mut store, 1, ops);
-    let ops = vec![
+    let second = vec![
         Op::Clear { field: field("c") },
         Op::Remove { field: field("s"), members: vec![member("n")] },
         Op::Clear { field: field("f") },
     ];
-    commit(&mut store, 2, ops);
-    (store, deltas)
+    made([(1, first), (2, second)])
+}
+
+/// A change of a document, and a clear of it by another replica.
+#[test]
+fn a_document() {
+    let patch = Patch::parse(&Json::parse(r#"[{"op":"add","path":"/t","value":"é"}]"#).unwrap()).unwrap();
+    let change = Document::default().edit(&[7; 16], 1_700_000_000, &patch).unwrap().unwrap();
+    let change = vec![Op::Change { field: field("d"), changes: vec![change] }];
+    let (store, deltas) = made([(1, change), (2, vec![Op::Clear { field: field("d") }])]);
+    let mut rows = String::new();
+    let mut line = |key: &[u8], value: &[u8]| {
+        rows += &format!("{} = {}\n", hex(key), hex(value));
+        ControlFlow::Continue(())
+    };
+    store.scan(Family::Rows, &[], &[0xff; 8], &mut line).unwrap();
+    expect![[r#"
+        0007d157d54bf9c0ca9f6e73006b00640023000000000000000002 = 0101fd02000068e5cf8b01050101010100
+        0007d157d54bf9c0ca9f6e73006b006400230164b2d8e73d1da53ccadab7bf0bbf51aa43bd4bd5e3c0c4d57f3cb92d995d2e920000000000000001 = 0101fd01000068e5cf8b0155856f4a8364b2d8e7014b001007070707070707070707070707070707010180e2cfaa0600000901040204130415053402420356035702700200017f0000017f0100017f007f0174000101017e04017e0026c3a90200
+    "#]].assert_eq(&rows);
+    expect![[r#"
+        010101fd01000068e5cf8b010001026e73016b00010164230001210164b2d8e73d1da53ccadab7bf0bbf51aa43bd4bd5e3c0c4d57f3cb92d995d2e9255856f4a8364b2d8e7014b001007070707070707070707070707070707010180e2cfaa0600000901040204130415053402420356035702700200017f0000017f0100017f007f0174000101017e04017e0026c3a90200
+        010201fd02000068e5cf8b0101010101026e73016b000101642300010100050101010100"#]].assert_eq(&deltas.join("\n"));
 }
 
 fn check(family: Family, expected: &Expect) {
