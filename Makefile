@@ -41,7 +41,8 @@ setup:
 demo: setup
 	cargo run --locked -p godwit-server --bin godwit -- demo $(ARGS)
 
-test: setup
+test:
+	@bash .ci/setup tests
 	cargo test --workspace --locked --lib --bins --tests
 	@sim/broken/run --sample
 

@@ -21,7 +21,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::support::WAIT_MAX;
 
-/// Where the packages are installed: `make setup` does it.
+/// Where the packages are installed: `make test` does it.
 const PACKAGES: &str = "../tests/automerge-repo";
 
 /// A client by hand.
@@ -257,7 +257,7 @@ impl Node {
     pub fn start(addr: SocketAddr) -> Option<Self> {
         let packages = Path::new(PACKAGES);
         if !packages.join("node_modules/.installed").exists() {
-            eprintln!("NOT RUN: the npm packages of tests/automerge-repo are not installed (make setup)");
+            eprintln!("NOT RUN: the npm packages of tests/automerge-repo are not installed (bash .ci/setup tests)");
             return None;
         }
         let mut process = tokio::process::Command::new("node")
