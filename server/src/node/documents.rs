@@ -29,6 +29,8 @@ use super::handle::{CommitFailure, Committed, NodeHandle, ReadFailure, StoreView
 
 /// How long an edit waits for those before it.
 const TURN_MAX: Duration = Duration::from_secs(5);
+/// How long a read waits for those before it: many clients may look at one document at the same moment.
+const READ_WAIT_MAX: Duration = Duration::from_millis(200);
 /// How often an edit is made that clears come before.
 const ATTEMPTS_MAX: usize = 8;
 /// How long such an edit waits for something to be written.
@@ -116,8 +118,14 @@ impl OpenDocuments {
     ) -> Result<T, ReadFailure> {
         let name = (record.clone(), field.clone());
         let known = self.all().by_name.get(&name).map(|entry| Arc::clone(&entry.slot));
-        // One that is being edited is made anew rather than waited for.
-        let mut held = known.as_ref().and_then(|slot| slot.try_lock().ok());
+        // One that is in use for longer is made anew rather than waited for.
+        let mut held = known.clone().and_then(wait_for);
+        if let Some(Open { kept, .. }) = held.as_ref().and_then(|held| held.as_ref())
+            && kept.is_ahead(store, at, record)?
+        {
+            // Whoever was before looked at a later state. That is what the next ones want.
+            held = None;
+        }
         let mut open = held.as_mut().and_then(|held| held.take()).unwrap_or_default();
         let goes_on = self.bring(&mut open.kept, store, at, &name)?;
         open.actor = open.actor.filter(|_| goes_on);
@@ -130,7 +138,7 @@ impl OpenDocuments {
                 self.used(&name, open.kept.document());
                 *held = Some(open);
             }
-            // Not known before: from now on it is. Being edited: that is what will be known.
+            // Not known before: from now on it is. In use: that is what will be known.
             None if known.is_none() => {
                 let slot = self.slot(&name);
                 self.used(&name, open.kept.document());
@@ -208,6 +216,15 @@ impl All {
             }
         }
     }
+}
+
+/// A document that others read or edit, once they have, unless that takes long. Blocks.
+fn wait_for(slot: Slot) -> Option<OwnedMutexGuard<Option<Open>>> {
+    if let Ok(held) = Arc::clone(&slot).try_lock_owned() {
+        return Some(held);
+    }
+    let runtime = tokio::runtime::Handle::try_current().ok()?;
+    runtime.block_on(async { tokio::time::timeout(READ_WAIT_MAX, slot.lock_owned()).await.ok() })
 }
 
 /// The documents that a commit is about, held until it is known.

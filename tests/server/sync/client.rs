@@ -257,7 +257,9 @@ impl Node {
     pub fn start(addr: SocketAddr) -> Option<Self> {
         let packages = Path::new(PACKAGES);
         if !packages.join("node_modules/.installed").exists() {
-            eprintln!("NOT RUN: the npm packages of tests/automerge-repo are not installed (bash .ci/setup tests)");
+            eprintln!(
+                "NOT RUN: the npm packages of tests/automerge-repo are not installed (bash .ci/setup tests)"
+            );
             return None;
         }
         let mut process = tokio::process::Command::new("node")

@@ -68,6 +68,17 @@ enum News {
 }
 
 impl Kept {
+    /// Whether it was brought up in a later state of the store than this: to bring it to this would be to begin anew.
+    pub fn is_ahead(
+        &self,
+        store: &impl StoreRead,
+        at: ReadAt,
+        record: &RecordId,
+    ) -> Result<bool, StoreError> {
+        let Some(place) = &self.place else { return Ok(false) };
+        Ok(partition::progress(store, record.partition(at.partitions))?.1 < place.log_last)
+    }
+
     /// The document, as it was last brought up.
     pub fn document(&mut self) -> &mut Document {
         &mut self.document
