@@ -14,6 +14,7 @@
 //! | `paging` | how long a page is, and where the next one begins |
 //! | `view` | records and fields as JSON |
 //! | `respond` | answers, entity tags |
+//! | `contract` | what all of these take and answer, as OpenAPI |
 //! | `metrics` | counters for Prometheus |
 //! | `cluster` | the node's view of the cluster |
 //! | `digests` | digests of partitions and ranges of rows |
@@ -26,13 +27,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use tokio::sync::Semaphore;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::node::NodeHandle;
 
@@ -40,6 +41,7 @@ mod admission;
 mod batches;
 mod changes;
 mod cluster;
+mod contract;
 pub(crate) mod digests;
 mod documents;
 mod fields;
@@ -63,6 +65,7 @@ mod zsets;
 
 pub(crate) use server::{HttpServer, serve};
 
+use contract::{Contract, Scope};
 use problem::{Applied, Kind, Problem};
 
 /// The documentation of all problems, served under their `type`.
@@ -95,7 +98,7 @@ struct Api {
 }
 
 /// The API of a node.
-fn router(node: NodeHandle) -> Router {
+fn router(node: NodeHandle) -> axum::Router {
     let limits = node.limits();
     let api = Api {
         requests: Arc::new(Semaphore::new(limits.requests)),
@@ -111,36 +114,68 @@ fn router(node: NodeHandle) -> Router {
         metrics: Arc::default(),
         node,
     };
-    let data = Router::new()
-        .route("/v1/{ns}", get(namespaces::list).post(batches::post))
-        .route("/v1/{ns}/{key}", get(records::read).patch(records::patch).delete(records::delete))
-        .route("/v1/{ns}/{key}/{field}", get(fields::read).put(fields::put).delete(fields::delete))
-        .route("/v1/{ns}/{key}/{field}/{member}", get(sets::member))
+    let mut contract = Contract::default();
+    let admitted = OpenApiRouter::new()
+        .routes(routes!(namespaces::list, batches::post))
+        .routes(routes!(records::read, records::patch, records::delete))
+        .routes(routes!(fields::read, fields::put, fields::delete))
+        .routes(routes!(sets::member));
+    let admitted = contract.note(Scope::Admitted, admitted);
+    let attended = OpenApiRouter::new().routes(routes!(settings::list)).routes(routes!(
+        settings::read,
+        settings::put,
+        settings::delete
+    ));
+    let attended = contract.note(Scope::Attended, attended);
+    let limited = OpenApiRouter::new()
+        .routes(routes!(session::visible))
+        .routes(routes!(changes::follow))
+        .routes(routes!(sync::connect));
+    let limited = contract.note(Scope::Limited, limited);
+    let of_node = OpenApiRouter::new()
+        .routes(routes!(cluster::read))
+        .routes(routes!(digests::read))
+        .routes(routes!(healthy))
+        .routes(routes!(ready))
+        .routes(routes!(metrics::read))
+        .routes(routes!(contract::read))
+        .routes(routes!(problem_page));
+    let of_node = contract.note(Scope::Node, of_node);
+
+    let attended = admitted
         .route_layer(middleware::from_fn_with_state(api.clone(), admission::admit))
-        .route("/v1/_namespaces", get(settings::list))
-        .route("/v1/_namespaces/{ns}", get(settings::read).put(settings::put).delete(settings::delete))
-        .route_layer(middleware::from_fn_with_state(api.clone(), session::attend))
-        .route("/v1/_visible", get(session::visible))
-        .route("/v1/_changes/{ns}", get(changes::follow))
-        .route("/v1/_sync/{ns}", get(sync::connect))
-        .route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
-    Router::new()
-        .merge(data)
-        .route("/v1/_cluster", get(cluster::read))
-        .route("/v1/_digest", get(digests::read))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics::read))
-        .route("/problems/{slug}", get(problem_page))
+        .merge(attended)
+        .route_layer(middleware::from_fn_with_state(api.clone(), session::attend));
+    let limited =
+        attended.merge(limited).route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
+    limited
+        .merge(of_node)
+        .layer(Extension(contract.finish()))
         .fallback(async || {
-            Problem::new(Kind::NotFound, "there is no such resource: see the API's documentation")
+            Problem::new(Kind::NotFound, "there is no such resource: /openapi.json has all there are")
         })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(api.clone(), survive_panics))
         .with_state(api)
 }
 
-/// Ready: the store is open and the committer takes commits. What the links do does not matter.
+/// `GET`: whether the process answers.
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "readHealth", tag = "node",
+    responses((status = 200, description = "It does.", body = String, content_type = "text/plain"))
+)]
+async fn healthy() -> &'static str {
+    "ok\n"
+}
+
+/// `GET`: whether the store is open and the node takes writes. What the links do does not matter.
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "readReadiness", tag = "node",
+    responses(
+        (status = 200, description = "It does.", body = String, content_type = "text/plain"),
+        (status = 503, description = "stopping"),
+    )
+)]
 async fn ready(State(api): State<Api>) -> Response {
     match api.node.is_ready() {
         true => "ready\n".into_response(),
@@ -153,6 +188,14 @@ async fn method_not_allowed(request: Request) -> Problem {
     Problem::new(Kind::MethodNotAllowed, detail)
 }
 
+/// `GET`: what such problems are, why they come, and what to do.
+#[utoipa::path(
+    get, path = "/problems/{slug}", operation_id = "readProblem", tag = "node",
+    responses(
+        (status = 200, description = "A page for people.", body = String, content_type = "text/markdown"),
+        (status = 404, description = "not-found"),
+    )
+)]
 async fn problem_page(State(_): State<Api>, request: Request) -> Result<Response, Problem> {
     let slug = request.uri().path().rsplit('/').next().unwrap_or_default();
     let kind = Kind::ALL.into_iter().find(|kind| kind.slug() == slug);

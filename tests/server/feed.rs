@@ -3,11 +3,13 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::contract::{self, Contract};
 use support::{Cluster, Server, WAIT_MAX, converged, lone_config};
 use tempfile::TempDir;
 
 /// A consumer.
 struct Feed {
+    contract: &'static Contract,
     answer: reqwest::Response,
     text: String,
     /// The last id that it was given.
@@ -31,7 +33,8 @@ impl Feed {
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status().as_u16(), 200);
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        let mut feed = Self { answer, text: String::new(), id: String::new() };
+        let contract = contract::of_node(&client, answer.url()).await.unwrap();
+        let mut feed = Self { contract, answer, text: String::new(), id: String::new() };
         assert_eq!(feed.next().await.unwrap().name, "position");
         feed
     }
@@ -52,6 +55,9 @@ impl Feed {
                 self.text = rest.to_owned();
                 if name.is_empty() {
                     continue;
+                }
+                if name == "change" {
+                    self.contract.validate("/components/schemas/ChangeEvent", &data).unwrap();
                 }
                 return Some(Event { name, data });
             }

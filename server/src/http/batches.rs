@@ -22,7 +22,9 @@ use godwit_core::partition::CommitError;
 use godwit_core::read;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::problem::Problem;
 use super::request::{self, NamespacePath, Query};
 use super::respond::Fetched;
@@ -33,6 +35,8 @@ use crate::node::StoreView;
 use crate::node::{CommitFailure, Committed};
 
 mod plan;
+
+pub(super) use plan::schema;
 
 use plan::{Batch, Commit, Plan};
 
@@ -54,10 +58,14 @@ enum OutcomeBody {
     Refused { partition: u16, problem: Problem },
 }
 
-#[derive(Serialize)]
-struct WritesBody<'a> {
+/// What became of the writes of a batch.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WriteResults)]
+pub(super) struct WritesBody<'a> {
     /// How many writes are not known to be committed.
     refused: usize,
+    /// Of each write, in their order.
+    #[schema(value_type = Vec<schemas::WriteResult>)]
     results: Vec<ResultBody<'a>>,
 }
 
@@ -70,12 +78,36 @@ struct FailedBody<'a> {
     writes: WritesBody<'a>,
 }
 
-#[derive(Serialize)]
-struct ReadsBody {
+/// The records that a batch read.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Records)]
+pub(super) struct ReadsBody {
+    /// In the order of their keys in the batch; null is one that is not there.
+    #[schema(value_type = Vec<schemas::RecordOrNone>)]
     records: Vec<Option<RecordBody>>,
 }
 
-/// `POST`: a batch.
+/// `POST`: a batch of writes or of reads.
+#[utoipa::path(
+    post, path = "/v1/{ns}", operation_id = "batch", tag = "records",
+    params(
+        ("numbers" = Option<schemas::NumbersForm>, Query, description = "Of reads: counters and uniques as strings."),
+        ("view" = Option<schemas::RecordView>, Query, description = "Of reads: with types, siblings, and which commit each value is of."),
+    ),
+    request_body = schemas::Batch,
+    responses(
+        (status = 200, description = "All writes are committed, or the records.", body = schemas::BatchAnswer),
+        (status = 207, description = "Some writes are committed; the others changed nothing.", body = WritesBody),
+        (status = 400, description = "unknown-op", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 403, description = "quota-exceeded", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 409, description = "type-mismatch edit-refused missing-changes", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 413, description = "too-large", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-document", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 429, description = "overloaded", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 500, description = "internal", body = schemas::BatchProblem, content_type = "application/problem+json"),
+        (status = 503, description = "stopping", body = schemas::BatchProblem, content_type = "application/problem+json"),
+    )
+)]
 pub(super) async fn post(
     State(api): State<Api>,
     Extension(session): Extension<Session>,

@@ -30,7 +30,9 @@ use godwit_core::token::Token;
 use http_body_util::channel::{Channel, Sender};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::problem::{Kind, Problem};
 use super::request::{NamespacePath, Query};
 use super::view::{MEMBERS_SHOWN_MAX, Shape, ValueBody, Viewer};
@@ -53,6 +55,22 @@ const POSITION_EVERY: Duration = Duration::from_secs(5);
 const CHUNKS_MAX: usize = 1;
 
 /// `GET`: changes of records, from now on or from a position on.
+#[utoipa::path(
+    get, path = "/v1/_changes/{ns}", operation_id = "followChanges", tag = "changes",
+    params(
+        ("since" = Option<String>, Query, description = "The id of the last event that was handled, or a token of a read or write."),
+        ("prefix" = Option<String>, Query, description = "Only records whose keys begin with it."),
+        ("numbers" = Option<schemas::NumbersForm>, Query, description = "Counters and uniques as strings."),
+        ("Last-Event-ID" = Option<String>, Header, description = "As `since`, which it goes before: browsers send it."),
+    ),
+    responses(
+        (status = 200, description = "Events, until either side ends it.", body = schemas::EventStream, content_type = "text/event-stream"),
+        (status = 400, description = "invalid-name"),
+        (status = 404, description = "namespace-not-found not-found"),
+        (status = 409, description = "namespace-deleting"),
+        (status = 429, description = "rate-limited"),
+    )
+)]
 pub(super) async fn follow(
     State(api): State<Api>,
     NamespacePath(namespace): NamespacePath,
@@ -117,16 +135,25 @@ enum Look {
 /// The values of a record's fields; `None` if they are too large for an event.
 type Views = Option<Vec<FieldView>>;
 
-#[derive(Serialize)]
-struct ChangeBody<'a> {
+/// What changed in a record.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChangeEvent)]
+pub(super) struct ChangeBody<'a> {
+    #[schema(value_type = schemas::KeyName)]
     key: &'a str,
+    #[schema(value_type = schemas::ChangedFields)]
     fields: BTreeMap<String, Option<ValueBody>>,
+    /// Sets and zsets of which not all members are shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<schemas::FieldName>)]
     truncated: Vec<String>,
+    /// The record was cleared, and these are all its fields.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     whole: bool,
+    /// It is gone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     deleted: bool,
+    /// Its fields are too large for an event: read it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     too_large: bool,
 }

@@ -15,7 +15,9 @@ use godwit_proto::repair::{Phase, RepairsStatus};
 use godwit_proto::scrub::ScrubStatus;
 use godwit_proto::status::{PeerStatus, Status};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::digests::{Context, context_body};
 use super::problem::Problem;
 use super::request::Query;
@@ -23,8 +25,9 @@ use super::time::{rfc3339, rfc3339_system};
 use super::{Api, respond};
 use crate::config::AddressClass;
 
-#[derive(Serialize)]
-struct ClusterBody {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Cluster)]
+pub(super) struct ClusterBody {
     cluster: String,
     partitions: u16,
     /// The node that answers.
@@ -41,18 +44,21 @@ struct ClusterBody {
     log_bytes: u64,
     /// When the oldest of them were written, as far as is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schemas::Time>)]
     log_since: Option<String>,
     /// Partitions whose state is got from a peer.
     repairs: RepairsBody,
     /// Comparisons of partitions with peers.
     scrubs: ScrubsBody,
     /// What this node has applied: by partition, the last counter of each replica. Empty partitions are left out.
+    #[schema(value_type = schemas::Contexts)]
     contexts: BTreeMap<u16, Context>,
     #[serde(skip_serializing_if = "Option::is_none")]
     digests: Option<DigestsBody>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Scrubs)]
 struct ScrubsBody {
     /// Made, since the start.
     compared: u64,
@@ -64,7 +70,8 @@ struct ScrubsBody {
     rows_altered: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Repairs)]
 struct RepairsBody {
     /// The one that is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,11 +91,13 @@ struct RepairsBody {
     rows_dropped: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Repair)]
 struct RepairBody {
     partition: u16,
     peer: String,
     /// `rows`: they come; `comparing`: what both sides know of is compared.
+    #[schema(value_type = schemas::RepairPhase)]
     phase: &'static str,
     /// How much of the partition the phase has passed, in thousandths.
     permille: u16,
@@ -96,23 +105,31 @@ struct RepairBody {
     rows: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Node)]
 struct NodeBody {
     name: String,
+    #[schema(required)]
     region: Option<String>,
+    #[schema(required)]
     replica: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Link)]
 struct LinkBody {
     peer: String,
     /// Whether there is a connection.
     up: bool,
     /// Whether the peer has told on it what it has.
     synced: bool,
+    #[schema(required)]
     address: Option<String>,
+    #[schema(required, value_type = Option<schemas::LinkClass>)]
     class: Option<AddressClass>,
+    #[schema(required)]
     rtt_us: Option<u64>,
+    #[schema(required, value_type = Option<schemas::Time>)]
     since: Option<String>,
     /// Commits that this node has and the peer has not told to have.
     commits_behind: u64,
@@ -126,19 +143,33 @@ struct LinkBody {
     bytes_sent: u64,
     bytes_received: u64,
     packets_lost: u64,
+    #[schema(required)]
     last_error: Option<String>,
 }
 
 /// Digests of state: equal on two nodes exactly if they hold the same.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Digests)]
 struct DigestsBody {
     /// Over all partitions.
+    #[schema(value_type = schemas::Blake3)]
     all: String,
     /// Of those that are not empty.
+    #[schema(value_type = schemas::PartitionDigests)]
     partitions: BTreeMap<u16, String>,
 }
 
-/// `GET`. With `?digests=true` it reads all data.
+/// `GET`: the cluster as this node knows it, and whether it has converged.
+#[utoipa::path(
+    get, path = "/v1/_cluster", operation_id = "readCluster", tag = "node",
+    params(("digests" = Option<bool>, Query, description = "Digests of the state, for which all data is read.")),
+    responses(
+        (status = 200, description = "The cluster.", body = ClusterBody),
+        (status = 400, description = "malformed"),
+        (status = 500, description = "internal"),
+        (status = 503, description = "stopping"),
+    )
+)]
 pub(super) async fn read(State(api): State<Api>, uri: Uri) -> Result<Response, Problem> {
     let query = Query::parse(uri.query(), &["digests"])?;
     let digests = if query.is_true("digests")? {

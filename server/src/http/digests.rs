@@ -15,7 +15,9 @@ use godwit_core::digest::{self, ListedRow, Range, RangeDigest};
 use godwit_core::ids::PartitionId;
 use godwit_core::partition::stored_context;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::problem::{Kind, Problem};
 use super::request::Query;
 use super::{Api, respond};
@@ -27,26 +29,31 @@ pub(crate) const ROWS_LISTED_MAX: usize = 1024;
 /// What the last counter of each replica is, by the replica's id.
 pub(crate) type Context = BTreeMap<String, u64>;
 
-/// The answer.
-#[derive(Debug, Serialize, Deserialize)]
+/// A digest of a range of a partition's rows, or a page of them.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = RangeDigest)]
 pub(crate) struct DigestBody {
     pub(crate) partition: u16,
     /// What the snapshot had applied.
+    #[schema(value_type = schemas::Context)]
     pub(crate) context: Context,
     /// How many live rows are in the range.
     pub(crate) rows: u64,
     /// BLAKE3 over them, hexadecimal. A list has none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schemas::Blake3>)]
     pub(crate) digest: Option<String>,
     /// The key of the first row in the range that was not taken, hexadecimal; absent if all were.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schemas::Hexadecimal>)]
     pub(crate) next: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) list: Vec<RowBody>,
 }
 
 /// A row, as a list tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Row)]
 pub(crate) struct RowBody {
     /// Its storage key, hexadecimal.
     pub(crate) at: String,
@@ -68,7 +75,23 @@ struct Asked {
     lists: bool,
 }
 
-/// `GET`. Without `rows` it reads the whole partition.
+/// `GET`: a digest of a range of a partition's rows, or a page of them. Without `rows` and `to` it reads the whole partition.
+#[utoipa::path(
+    get, path = "/v1/_digest", operation_id = "readDigest", tag = "node",
+    params(
+        ("partition" = u16, Query, description = "Which partition."),
+        ("from" = Option<schemas::Hexadecimal>, Query, description = "From this row's key on: `next` of an answer."),
+        ("to" = Option<schemas::Hexadecimal>, Query, description = "Up to this row's key, without it."),
+        ("rows" = Option<u64>, Query, description = "At most so many; of a list 1,024.", minimum = 1),
+        ("list" = Option<bool>, Query, description = "The rows, and not their digest."),
+    ),
+    responses(
+        (status = 200, description = "The digest or the page.", body = DigestBody),
+        (status = 400, description = "malformed"),
+        (status = 500, description = "internal"),
+        (status = 503, description = "stopping"),
+    )
+)]
 pub(super) async fn read(State(api): State<Api>, uri: Uri) -> Result<Response, Problem> {
     let query = Query::parse(uri.query(), &["partition", "from", "to", "rows", "list"])?;
     let lists = query.is_true("list")?;

@@ -15,7 +15,9 @@ use godwit_core::read;
 use godwit_core::row::FieldType;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::fields::absent;
 use super::paging::Paging;
 use super::problem::{Kind, Problem};
@@ -54,44 +56,75 @@ pub(super) enum Form {
 /// The answer to a question about heads.
 struct Heads(Vec<ChangeHash>);
 
-#[derive(Serialize)]
-struct ValueBody<'a> {
+/// A document, as it is or was.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DocumentAt)]
+pub(super) struct ValueBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
+    #[schema(value_type = schemas::DocumentJson)]
     value: Box<RawValue>,
+    /// The changes that no other one builds on, in this state.
+    #[schema(value_type = Vec<schemas::ChangeHash>)]
     heads: Vec<String>,
 }
 
-#[derive(Serialize)]
-struct DiffBody<'a> {
+/// What leads from one state of a document to another.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DocumentDiff)]
+pub(super) struct DiffBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
+    #[schema(value_type = Vec<schemas::ChangeHash>)]
     from: Vec<String>,
+    #[schema(value_type = Vec<schemas::ChangeHash>)]
     to: Vec<String>,
+    #[schema(value_type = schemas::JsonPatch)]
     patch: Box<RawValue>,
 }
 
-#[derive(Serialize)]
-struct ChangesBody<'a> {
+/// Changes of a document, in causal order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DocumentChanges)]
+pub(super) struct ChangesBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
+    #[schema(value_type = Vec<schemas::Base64>)]
     changes: Vec<String>,
+    /// Of the whole document.
+    #[schema(value_type = Vec<schemas::ChangeHash>)]
     heads: Vec<String>,
+    /// There are more: ask again with what these lead to as `since`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
 
-#[derive(Serialize)]
-struct HistoryBody<'a> {
+/// Changes of a document, in the order in which they were first committed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DocumentHistory)]
+pub(super) struct HistoryBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
     history: Vec<ChangeBody>,
+    /// The `after` of the next page, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }
 
-#[derive(Serialize)]
-struct ChangeBody {
+/// A change of a document.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DocumentChange)]
+pub(super) struct ChangeBody {
+    #[schema(value_type = schemas::ChangeHash)]
     hash: String,
+    /// The changes that it builds on.
+    #[schema(value_type = Vec<schemas::ChangeHash>)]
     deps: Vec<String>,
+    #[schema(value_type = schemas::Hexadecimal)]
     actor: String,
+    /// Which one of its actor's it is, from 1 on.
     seq: u64,
+    /// How many operations it has.
     ops: u64,
     /// When its author says that it was made, in seconds since 1970.
     time: i64,

@@ -11,7 +11,9 @@ use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
 use godwit_core::read::{self, ReadError, ReadLimits};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::problem::{Kind, Problem};
 use super::request::{self, FieldPath, Query};
 use super::respond::Fetched;
@@ -20,7 +22,35 @@ use super::view::{CommittedBody, Shape, Viewer};
 use super::{Api, documents, respond, sets, zsets};
 use crate::node::StoreView;
 
-/// `GET`: the field's value; of a set or zset also a page, or its size.
+/// `GET`: the field's value; of a set or zset also a page, or its size; of a document also what it was and how it came about.
+#[utoipa::path(
+    get, path = "/v1/{ns}/{key}/{field}", operation_id = "readField", tag = "records",
+    params(
+        ("view" = Option<schemas::FieldView>, Query, description = "`full`: with type, siblings, commits. `size`: of a set or zset. `ranks`: of a unique. `history`, `diff`, `changes`: of a document."),
+        ("numbers" = Option<schemas::NumbersForm>, Query, description = "Counters and uniques as strings."),
+        ("after" = Option<String>, Query, description = "Of a set, a zset or a history: the `next` of the page before."),
+        ("limit" = Option<u16>, Query, description = "A page of so many at most; 100 without.", minimum = 1, maximum = 1_000),
+        ("order" = Option<schemas::PageOrder>, Query, description = "A page of a zset by rank, not by member."),
+        ("desc" = Option<bool>, Query, description = "By rank, from the greatest score on."),
+        ("rank" = Option<u64>, Query, description = "By rank, from this one on.", minimum = 1),
+        ("min" = Option<f64>, Query, description = "By rank, only scores from this one on."),
+        ("max" = Option<f64>, Query, description = "By rank, only scores up to this one."),
+        ("heads" = Option<String>, Query, description = "A document as it was: up to 100 hashes of changes, by commas."),
+        ("path" = Option<String>, Query, description = "As text/plain: which text in the document, a JSON Pointer."),
+        ("from" = Option<String>, Query, description = "view=diff needs it: hashes of changes, by commas; none is the empty document."),
+        ("to" = Option<String>, Query, description = "view=diff: hashes of changes, by commas; as it is, without."),
+        ("since" = Option<String>, Query, description = "view=changes: only those that these hashes of changes, by commas, do not cover."),
+    ),
+    responses(
+        (status = 200, description = "The field in the form that was asked for. Documents have two more: their text, and an Automerge file.", content(
+            (schemas::FieldAnswer = "application/json"), (String = "text/plain"), (schemas::AutomergeFile = "application/automerge"),
+        )),
+        (status = 304, description = "As the client has it."),
+        (status = 409, description = "type-mismatch"),
+        (status = 413, description = "too-large"),
+        (status = 422, description = "invalid-document"),
+    )
+)]
 pub(super) async fn read(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -76,9 +106,13 @@ async fn value(
     }
 }
 
-#[derive(Serialize)]
-struct RanksBody<'a> {
+/// The registers of a unique that are not empty, and their ranks.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Ranks)]
+pub(super) struct RanksBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
+    #[schema(value_type = Vec<schemas::RegisterRank>)]
     ranks: Vec<(u16, u8)>,
 }
 
@@ -115,6 +149,16 @@ pub(super) fn absent(field: &Field) -> Problem {
 }
 
 /// `PUT`: sets a register to the body, or adds the changes of an Automerge file to a document.
+#[utoipa::path(
+    put, path = "/v1/{ns}/{key}/{field}", operation_id = "writeField", tag = "records",
+    request_body(content((schemas::RegisterJson = "application/json"), (schemas::AutomergeFile = "application/automerge"))),
+    responses(
+        (status = 200, description = "Committed; of a file that is several commits: the last one.", body = CommittedBody),
+        (status = 403, description = "quota-exceeded"),
+        (status = 409, description = "type-mismatch missing-changes"),
+        (status = 422, description = "invalid-document"),
+    )
+)]
 pub(super) async fn put(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -137,6 +181,10 @@ pub(super) async fn put(
 }
 
 /// `DELETE`: clears the field as seen, whatever its type.
+#[utoipa::path(
+    delete, path = "/v1/{ns}/{key}/{field}", operation_id = "clearField", tag = "records",
+    responses((status = 200, description = "Committed.", body = CommittedBody))
+)]
 pub(super) async fn delete(
     State(api): State<Api>,
     Extension(session): Extension<Session>,

@@ -7,13 +7,22 @@
 use axum::http::{HeaderMap, HeaderName};
 use godwit_core::context::{Dot, Seen};
 use godwit_core::op::{Op, Write};
+use serde_json::{Value, json};
 
+use super::contract;
 use super::problem::{Kind, Problem};
 
 pub(super) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The most characters of a key.
 const KEY_BYTES_MAX: usize = 255;
+
+/// What writes take, for the contract.
+pub(super) fn parameter() -> Value {
+    let about = "A retry with the same key is the same write: always in this region, for increments in any.";
+    let schema = json!({"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX, "pattern": "^[!-~]+$"});
+    contract::header_parameter("Idempotency-Key", about, schema)
+}
 
 /// Half of the digest of the request's key, if it has one.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<[u8; 16]>, Problem> {

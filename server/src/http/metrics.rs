@@ -81,7 +81,11 @@ impl Text {
     }
 }
 
-/// `GET`: all metrics.
+/// `GET`: all metrics, in Prometheus' text format.
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "readMetrics", tag = "node",
+    responses((status = 200, description = "Metrics.", body = String, content_type = "text/plain"))
+)]
 pub(super) async fn read(State(api): State<Api>) -> Response {
     let mut text = Text::default();
     let status = api.node.status().await.ok();

@@ -25,8 +25,49 @@ use super::problem::{Kind, Problem};
 use super::time;
 use crate::config::LimitsSection;
 
-/// The operations that this version has, for people.
-const NAMES: &str = "set, incr, enable, disable, add, remove, zadd, zincr, zremove, observe, edit, change, clear, expire, persist";
+mod schema;
+
+pub(super) use schema::{patch_schema, rank_schema, schema};
+
+/// What an operation looks like.
+struct Form {
+    name: &'static str,
+    /// Whether it names a field; else it is about the whole record.
+    of_field: bool,
+    /// The members that it has besides.
+    takes: &'static [&'static str],
+    /// Whether it has one of them, and not all.
+    either: bool,
+    about: &'static str,
+}
+
+impl Form {
+    const fn of(name: &'static str, takes: &'static [&'static str], about: &'static str) -> Self {
+        Self { name, of_field: true, takes, either: false, about }
+    }
+}
+
+/// The operations that this version has.
+const FORMS: [Form; 15] = [
+    Form::of("set", &["value"], "Sets a register."),
+    Form::of("incr", &["by"], "Adds to a counter."),
+    Form::of("enable", &[], "Makes a flag true."),
+    Form::of("disable", &[], "Makes a flag false, as far as it was seen to be true."),
+    Form::of("add", &["members"], "Adds to a set."),
+    Form::of("remove", &["members"], "Removes from a set what was seen in it."),
+    Form::of("zadd", &["scores"], "Sets scores in a zset."),
+    Form::of("zincr", &["member", "by"], "Adds to a score in a zset."),
+    Form::of("zremove", &["members"], "Removes from a zset what was seen in it."),
+    Form {
+        either: true,
+        ..Form::of("observe", &["members", "ranks"], "Counts members in a unique, or sets its registers.")
+    },
+    Form::of("edit", &["patch"], "Edits a document."),
+    Form::of("change", &["changes"], "Adds changes to a document."),
+    Form::of("clear", &[], "Clears a field of any type, as it was seen."),
+    Form { of_field: false, either: true, ..Form::of("expire", &["in_ms", "at"], "Has the record expire.") },
+    Form { of_field: false, ..Form::of("persist", &[], "Has the record not expire.") },
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,21 +151,10 @@ pub(super) fn list(
 fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Result<Op, Problem> {
     let not_one = |error| malformed(format!("not an operation: {error}"));
     let name: RawName<'_> = object(text).map_err(not_one)?;
-    let takes: &[&str] = match name.op.as_ref() {
-        "set" => &["value"],
-        "incr" => &["by"],
-        "add" | "remove" | "zremove" => &["members"],
-        "observe" => &["members", "ranks"],
-        "zadd" => &["scores"],
-        "zincr" => &["member", "by"],
-        "edit" => &["patch"],
-        "change" => &["changes"],
-        "expire" => &["in_ms", "at"],
-        "enable" | "disable" | "clear" | "persist" => &[],
-        other => {
-            let detail = format!("there is no operation {other:?}; this version has: {NAMES}");
-            return Err(Problem::new(Kind::UnknownOp, detail));
-        }
+    let Some(form) = FORMS.iter().find(|form| form.name == name.op) else {
+        let names = FORMS.map(|form| form.name).join(", ");
+        let detail = format!("there is no operation {:?}; this version has: {names}", name.op);
+        return Err(Problem::new(Kind::UnknownOp, detail));
     };
     let raw: RawOp<'_> = object(text).map_err(not_one)?;
     let given = [
@@ -139,11 +169,12 @@ fn operation(text: &str, limits: &LimitsSection, members_left: &mut usize) -> Re
         ("patch", raw.patch),
         ("changes", raw.changes),
     ];
-    if let Some((name, _)) = given.iter().find(|(name, value)| value.is_some() && !takes.contains(name)) {
+    if let Some((name, _)) = given.iter().find(|(name, value)| value.is_some() && !form.takes.contains(name))
+    {
         return Err(malformed(format!("the operation {:?} does not take `{name}`", raw.op)));
     }
     let missing = |name: &str| malformed(format!("the operation {:?} needs `{name}`", raw.op));
-    if let "expire" | "persist" = raw.op.as_ref() {
+    if !form.of_field {
         if raw.field.is_some() {
             return Err(malformed(format!("{:?} is about the whole record: leave out `field`", raw.op)));
         }

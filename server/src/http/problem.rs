@@ -13,6 +13,7 @@ use godwit_core::json::{JsonError, MAX_DEPTH};
 use godwit_core::op::Reason;
 use godwit_core::partition::CommitError;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::node::{CommitFailure, ReadFailure};
 
@@ -75,7 +76,7 @@ pub enum Kind {
 }
 
 /// Whether the request changed something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Applied {
     /// It did not.
@@ -162,6 +163,16 @@ impl Kind {
         }
     }
 
+    /// The `type` of problems, and where it is told what they are.
+    pub(super) fn page(self) -> String {
+        format!("/problems/{}", self.slug())
+    }
+
+    /// Whether the same request may go well the next time, and changed nothing this time.
+    pub(super) fn comes_again(self) -> bool {
+        matches!(self, Self::Overloaded | Self::RateLimited | Self::NotYetVisible | Self::Stopping)
+    }
+
     /// The same for all problems of the kind.
     pub fn title(self) -> &'static str {
         match self {
@@ -224,7 +235,7 @@ impl Problem {
     /// A problem; the detail says what is wrong with this request and what to do.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let applied = match kind {
-            Kind::Overloaded | Kind::RateLimited | Kind::NotYetVisible | Kind::Stopping => Some(Applied::No),
+            _ if kind.comes_again() => Some(Applied::No),
             Kind::Internal => Some(Applied::Unknown),
             _ => None,
         };
@@ -314,28 +325,38 @@ impl std::fmt::Display for Problem {
     }
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// What is wrong, and what to do.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(super) struct Body<'a> {
+    /// A path under which it is told what such problems are.
     r#type: String,
     title: &'a str,
     status: u16,
+    /// What is wrong with this request, for people.
     detail: &'a str,
+    /// The index of the write in the batch that it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     write: Option<usize>,
+    /// The index of the operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     op: Option<usize>,
+    /// The limit that is exceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'a str>,
+    /// Its value.
     #[serde(skip_serializing_if = "Option::is_none")]
     max: Option<usize>,
+    /// Whether the request changed something; a 4xx that does not say did not.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(inline)]
     applied: Option<Applied>,
 }
 
 impl Serialize for Problem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let body = Body {
-            r#type: format!("/problems/{}", self.kind.slug()),
+            r#type: self.kind.page(),
             title: self.kind.title(),
             status: self.kind.status().as_u16(),
             detail: &self.detail,
@@ -354,8 +375,7 @@ impl Problem {
     pub(super) fn respond(&self, body: impl IntoResponse) -> Response {
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let mut response = (self.kind.status(), [content_type], body).into_response();
-        // All that changed nothing and may go well the next time.
-        if matches!(self.kind, Kind::Overloaded | Kind::RateLimited | Kind::NotYetVisible | Kind::Stopping) {
+        if self.kind.comes_again() {
             let retry = HeaderValue::from_static(RETRY_AFTER_SECONDS);
             response.headers_mut().insert(header::RETRY_AFTER, retry);
         }

@@ -10,15 +10,29 @@ use godwit_core::ids::RecordId;
 use godwit_core::op::{Op, Write};
 use godwit_core::read;
 
+use super::contract::schemas;
 use super::problem::{Kind, Problem};
 use super::request::{self, Query, RecordPath};
 use super::respond::Fetched;
 use super::session::Session;
-use super::view::{self, CommittedBody, RecordView, Shape, Viewer};
+use super::view::{self, CommittedBody, RecordBody, RecordView, Shape, Viewer};
 use super::{Api, ops, respond};
 use crate::node::StoreView;
 
 /// `GET`: the record's live fields.
+#[utoipa::path(
+    get, path = "/v1/{ns}/{key}", operation_id = "readRecord", tag = "records",
+    params(
+        ("numbers" = Option<schemas::NumbersForm>, Query, description = "Counters and uniques as strings."),
+        ("view" = Option<schemas::RecordView>, Query, description = "With types, siblings, and which commit each value is of."),
+    ),
+    responses(
+        (status = 200, description = "The record.", body = RecordBody),
+        (status = 304, description = "As the client has it."),
+        (status = 413, description = "too-large"),
+        (status = 422, description = "invalid-document"),
+    )
+)]
 pub(super) async fn read(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -37,6 +51,22 @@ pub(super) async fn read(
 }
 
 /// `PATCH`: operations, committed together. A record that is asked for and too large to show is left out of the answer.
+#[utoipa::path(
+    patch, path = "/v1/{ns}/{key}", operation_id = "writeRecord", tag = "records",
+    params(
+        ("return" = Option<schemas::Returned>, Query, description = "Answer with the record afterwards."),
+        ("numbers" = Option<schemas::NumbersForm>, Query, description = "In a record that is answered: counters and uniques as strings."),
+        ("view" = Option<schemas::RecordView>, Query, description = "In a record that is answered: types, siblings, commits."),
+    ),
+    request_body = schemas::Operations,
+    responses(
+        (status = 200, description = "Committed.", body = schemas::CommittedRecord),
+        (status = 400, description = "unknown-op"),
+        (status = 403, description = "quota-exceeded"),
+        (status = 409, description = "type-mismatch edit-refused missing-changes"),
+        (status = 422, description = "invalid-document"),
+    )
+)]
 pub(super) async fn patch(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -64,6 +94,10 @@ pub(super) async fn patch(
 }
 
 /// `DELETE`: clears every field as seen.
+#[utoipa::path(
+    delete, path = "/v1/{ns}/{key}", operation_id = "deleteRecord", tag = "records",
+    responses((status = 200, description = "Committed.", body = CommittedBody))
+)]
 pub(super) async fn delete(
     State(api): State<Api>,
     Extension(session): Extension<Session>,

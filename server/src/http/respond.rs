@@ -141,7 +141,7 @@ impl AsRef<[u8]> for Held {
 }
 
 /// Whether `If-None-Match` names the tag. Comparison is weak, as RFC 9110 has it for this header.
-fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     let given = headers.get_all(header::IF_NONE_MATCH);
     let mut tags = given.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     tags.any(|given| {

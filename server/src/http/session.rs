@@ -25,10 +25,12 @@ use godwit_core::ids::PartitionId;
 use godwit_core::op::{Terms, Write};
 use godwit_core::token::Token;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
 use super::problem::{Kind, Problem};
-use super::{Api, admission, idempotency, request, respond};
+use super::{Api, admission, contract, idempotency, request, respond};
 use crate::node::StoreView;
 use crate::node::{CommitFailure, Committed, ReadFailure, Stopped};
 
@@ -299,12 +301,61 @@ fn wait(uri: &Uri) -> Result<Option<Duration>, Problem> {
     })
 }
 
-#[derive(Serialize)]
-struct VisibleBody {
+/// What requests with a session take, for the contract.
+pub(super) fn parameters(writes: bool) -> Vec<Value> {
+    let token = json!({"type": "string"});
+    let mut all = vec![
+        contract::query_parameter(
+            request::WAIT,
+            "How long to wait for what tokens name, in milliseconds.",
+            json!({"type": "integer", "minimum": 0, "maximum": WAIT_MS_MAX, "default": WAIT_MS_DEFAULT}),
+        ),
+        contract::header_parameter(
+            "Godwit-Token",
+            "Served only once this node has what these tokens of answers name. May repeat, or be a list.",
+            token.clone(),
+        ),
+    ];
+    if writes {
+        let about = "Tokens of reads: what the client has seen. What the write removes or replaces is that, and no more.";
+        all.push(contract::header_parameter("Godwit-Seen", about, token));
+    }
+    all
+}
+
+/// What their answers tell, for the contract.
+pub(super) fn answer_headers(writes: bool) -> Vec<(&'static str, Value)> {
+    let header = |about: &str, schema: Value| json!({"description": about, "schema": schema});
+    let about_scope = "The token tells of this answer alone (`answer`), or there is none (`none`): with the request's it would be too long.";
+    let mut all = vec![
+        (
+            "Godwit-Token",
+            header("What this answer shows, and what the request's tokens name.", json!({"type": "string"})),
+        ),
+        ("Godwit-Token-Scope", header(about_scope, json!({"enum": ["answer", "none"]}))),
+    ];
+    if writes {
+        let about = "The write had been made before, under its idempotency key.";
+        all.push(("Godwit-Repeated", header(about, json!({"const": "true"}))));
+    }
+    all
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Visible)]
+pub(super) struct VisibleBody {
     visible: bool,
 }
 
-/// `GET /v1/_visible`: whether this node has applied all that the tokens name.
+/// `GET`: whether this node has applied all that the tokens name.
+#[utoipa::path(
+    get, path = "/v1/_visible", operation_id = "readVisible", tag = "changes",
+    params(
+        ("token" = String, Query, description = "A token of an answer, of any node. May repeat."),
+        ("wait_ms" = Option<u16>, Query, description = "How long to wait for it, in milliseconds; not at all without.", minimum = 0, maximum = 30_000),
+    ),
+    responses((status = 200, description = "Whether it has.", body = VisibleBody), (status = 400, description = "invalid-token"))
+)]
 pub(super) async fn visible(State(api): State<Api>, uri: Uri) -> Result<Response, Problem> {
     let mut named = Token::default();
     let mut given = false;

@@ -10,7 +10,9 @@ use godwit_core::read::{self, Page};
 use godwit_core::row::FieldType;
 use godwit_core::types::score::Score;
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::fields::absent;
 use super::paging::Paging;
 use super::problem::{Kind, Problem};
@@ -22,6 +24,7 @@ use crate::node::StoreView;
 /// Sets whose members are counted at a time.
 pub(super) const SIZES_AT_ONCE_MAX: usize = 2;
 
+/// A page of a set or zset by member.
 #[derive(Serialize)]
 struct PageBody<'a, T> {
     field: &'a str,
@@ -30,15 +33,22 @@ struct PageBody<'a, T> {
     next: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-struct SizeBody<'a> {
+/// How many members a set or zset has.
+#[derive(Serialize, ToSchema)]
+#[schema(as = SetSize)]
+pub(super) struct SizeBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
     size: u64,
 }
 
-#[derive(Serialize)]
-struct MemberBody<'a> {
+/// A member that is there.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FoundMember)]
+pub(super) struct MemberBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
+    #[schema(value_type = schemas::Member)]
     member: &'a str,
     /// Of a zset.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,7 +154,18 @@ async fn count(api: &Api, session: &Session, record: RecordId, field: Field) -> 
     Ok(size)
 }
 
-/// `GET` of a member: whether the set or zset has it; of a zset its score, and its rank if asked for.
+/// `GET`: whether the set or zset has a member; of a zset its score, and its rank if asked for.
+#[utoipa::path(
+    get, path = "/v1/{ns}/{key}/{field}/{member}", operation_id = "readMember", tag = "records",
+    params(
+        ("rank" = Option<bool>, Query, description = "Tell its rank in a zset, too."),
+        ("desc" = Option<bool>, Query, description = "Count the rank from the greatest score on."),
+    ),
+    responses(
+        (status = 200, description = "It is there.", body = MemberBody),
+        (status = 304, description = "As the client has it."),
+    )
+)]
 pub(super) async fn member(
     State(api): State<Api>,
     Extension(session): Extension<Session>,

@@ -14,7 +14,9 @@ use godwit_core::json::Json;
 use godwit_core::op::{Op, Write};
 use godwit_core::read;
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::problem::{Kind, Problem};
 use super::request::{self, NamespacePath, Query};
 use super::session::Session;
@@ -23,43 +25,65 @@ use crate::node::namespaces::{self, Known, RESERVED, Settings};
 use crate::node::{StoreView, erasure};
 
 /// The most requests a second that can be a limit.
-const RATE_MAX: u32 = 1_000_000;
+pub(super) const RATE_MAX: u32 = 1_000_000;
 /// Steps of counting that setting a quota waits for.
 const COUNT_STEPS: usize = 16;
 /// Names on one page of the list.
 const LISTED_MAX: usize = 1_000;
 
-#[derive(Serialize)]
-struct NamespaceBody<'a> {
+/// A namespace.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Namespace)]
+pub(super) struct NamespaceBody<'a> {
+    #[schema(value_type = schemas::NamespaceName)]
     namespace: &'a str,
+    #[schema(value_type = schemas::NamespaceState)]
     state: &'static str,
+    #[schema(value_type = schemas::StoredSettings)]
     settings: Settings,
+    /// What it takes at this node; of one with quotas.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<UsageBody>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deletion: Option<DeletionBody>,
 }
 
-#[derive(Serialize)]
+/// What a namespace takes.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Usage)]
 struct UsageBody {
     keys: u64,
     bytes: u64,
 }
 
-#[derive(Serialize)]
+/// A deletion that is under way.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Deletion)]
 struct DeletionBody {
+    /// The node that deletes.
     node: String,
+    #[schema(value_type = schemas::Time)]
     since: String,
 }
 
-#[derive(Serialize)]
-struct ListBody {
+/// A page of namespaces.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Namespaces)]
+pub(super) struct ListBody {
+    #[schema(value_type = Vec<schemas::NamespaceName>)]
     namespaces: Vec<String>,
+    /// The `after` of the next page, if there is one.
+    #[schema(value_type = Option<schemas::NamespaceName>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }
 
-/// `GET /v1/_namespaces`: the names of those that have settings or keys, in order.
+/// `GET`: the names of those that have settings or keys, in order.
+#[utoipa::path(
+    get, path = "/v1/_namespaces", operation_id = "listNamespaces", tag = "namespaces",
+    params(("after" = Option<schemas::NamespaceName>, Query, description = "Only names after it: the `next` of the page before.")),
+    responses((status = 200, description = "A page.", body = ListBody), (status = 400, description = "invalid-name"))
+)]
 pub(super) async fn list(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -86,6 +110,15 @@ pub(super) async fn list(
 }
 
 /// `GET`: settings, state, and what a namespace with quotas takes here.
+#[utoipa::path(
+    get, path = "/v1/_namespaces/{ns}", operation_id = "readNamespace", tag = "namespaces",
+    responses(
+        (status = 200, description = "The namespace.", body = NamespaceBody),
+        (status = 304, description = "As the client has it."),
+        (status = 400, description = "invalid-name"),
+        (status = 404, description = "namespace-not-found not-found"),
+    )
+)]
 pub(super) async fn read(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -104,6 +137,16 @@ pub(super) async fn read(
 }
 
 /// `PUT`: makes a namespace, or replaces its settings.
+#[utoipa::path(
+    put, path = "/v1/_namespaces/{ns}", operation_id = "writeNamespace", tag = "namespaces",
+    request_body = schemas::Settings,
+    responses(
+        (status = 200, description = "The namespace, as it is now.", body = NamespaceBody),
+        (status = 400, description = "invalid-name"),
+        (status = 404, description = "not-found"),
+        (status = 409, description = "namespace-deleting"),
+    )
+)]
 pub(super) async fn put(
     State(api): State<Api>,
     Extension(session): Extension<Session>,
@@ -138,6 +181,14 @@ pub(super) async fn put(
 }
 
 /// `DELETE`: forgets the settings, and begins to delete all records.
+#[utoipa::path(
+    delete, path = "/v1/_namespaces/{ns}", operation_id = "deleteNamespace", tag = "namespaces",
+    responses(
+        (status = 202, description = "The deletion goes on.", body = NamespaceBody),
+        (status = 400, description = "invalid-name"),
+        (status = 404, description = "not-found"),
+    )
+)]
 pub(super) async fn delete(
     State(api): State<Api>,
     Extension(session): Extension<Session>,

@@ -27,6 +27,7 @@ use serde_bytes::ByteBuf;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Api;
+use super::contract::schemas;
 use super::problem::{Kind, Problem};
 use super::request::{NamespacePath, Query};
 
@@ -55,7 +56,19 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 /// and is gone if it has given none for so long.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// `GET`: a client of automerge-repo.
+/// `GET`: a WebSocket for clients of automerge-repo.
+#[utoipa::path(
+    get, path = "/v1/_sync/{ns}", operation_id = "syncDocuments", tag = "changes",
+    params(("field" = Option<schemas::FieldName>, Query, description = "Which field of a record is its document; `document` without.")),
+    responses(
+        (status = 101, description = "The network protocol of automerge-repo, version 1, in CBOR."),
+        (status = 400, description = "invalid-name"),
+        (status = 403, description = "origin-refused"),
+        (status = 404, description = "namespace-not-found not-found"),
+        (status = 409, description = "namespace-deleting"),
+        (status = 429, description = "rate-limited"),
+    )
+)]
 pub(super) async fn connect(
     State(api): State<Api>,
     NamespacePath(namespace): NamespacePath,

@@ -2,6 +2,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The form of times in answers, as a regular expression.
+pub(super) const PATTERN: &str = r"^[0-9]{4,}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$";
+/// And of those that [`parse`] reads.
+pub(super) const GIVEN_PATTERN: &str =
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,3})?Z$";
+
 const DAY_MS: u64 = 86_400_000;
 
 /// A time given in milliseconds since 1970.

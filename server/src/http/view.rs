@@ -11,7 +11,9 @@ use godwit_core::read::{self, DocumentValue, FieldView, ReadAt, ReadLimits, Valu
 use godwit_core::time::Hlc;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::problem::Problem;
 use super::request::Query;
 use super::time::rfc3339;
@@ -44,18 +46,26 @@ impl Shape {
     }
 }
 
-#[derive(Serialize)]
+/// A record.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Record)]
 pub(super) struct RecordBody {
+    #[schema(value_type = schemas::KeyName)]
     key: String,
+    #[schema(value_type = schemas::AnyFields)]
     fields: BTreeMap<String, FieldBody>,
+    /// Sets and zsets of which not all members are shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<schemas::FieldName>)]
     truncated: Vec<String>,
-    /// In the full view.
+    /// When it expires; in the full view.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<schemas::Time>)]
     expires: Option<String>,
     /// Of the commit that this answers, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<u16>,
+    #[schema(value_type = schemas::CommitOrNone)]
     #[serde(skip_serializing_if = "Option::is_none")]
     commit: Option<Option<CommitBody>>,
 }
@@ -112,10 +122,16 @@ pub(super) struct FullBody {
     others: Vec<FullBody>,
 }
 
-#[derive(Serialize)]
+/// Which commit made something.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Updated)]
 pub(super) struct UpdatedBody {
+    #[schema(value_type = schemas::Replica)]
     replica: String,
+    /// Null if it is not known which one the replica was in.
+    #[schema(required)]
     region: Option<String>,
+    #[schema(value_type = schemas::Time)]
     time: String,
 }
 
@@ -128,16 +144,23 @@ impl UpdatedBody {
 }
 
 /// The answer to a write.
-#[derive(Serialize, Clone)]
+#[derive(Serialize, Clone, ToSchema)]
+#[schema(as = Committed)]
 pub(super) struct CommittedBody {
     partition: u16,
+    #[schema(value_type = schemas::CommitOrNone)]
     commit: Option<CommitBody>,
 }
 
-#[derive(Serialize, Clone)]
-struct CommitBody {
+/// A commit: its dot, and when it was made.
+#[derive(Serialize, Clone, ToSchema)]
+#[schema(as = Commit)]
+pub(super) struct CommitBody {
+    #[schema(value_type = schemas::Replica)]
     replica: String,
+    #[schema(minimum = 1)]
     counter: u64,
+    #[schema(value_type = schemas::Time)]
     time: String,
 }
 

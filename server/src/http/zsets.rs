@@ -11,7 +11,9 @@ use godwit_core::read::{self, Place, ZPage, ZRange};
 use godwit_core::row::FieldType;
 use godwit_core::types::score::Score;
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::contract::schemas;
 use super::ops::score;
 use super::paging::Paging;
 use super::problem::{Kind, Problem};
@@ -24,13 +26,18 @@ use crate::node::StoreView;
 /// The query parameters that ask for an order by score.
 pub(super) const PARAMETERS: [&str; 5] = ["order", "desc", "rank", "min", "max"];
 
-#[derive(Serialize)]
-struct PageBody<'a> {
+/// A page of a zset by rank or score.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ZsetPage)]
+pub(super) struct PageBody<'a> {
+    #[schema(value_type = schemas::FieldName)]
     field: &'a str,
+    #[schema(value_type = schemas::ScoredMembers)]
     value: Vec<(&'a str, f64)>,
     /// The rank of the first, from the page's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<u64>,
+    /// The `after` of the next page, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod contract;
 pub mod relay;
 
 /// Whatever is waited for must happen within this.
@@ -232,9 +233,14 @@ pub struct Answer {
 
 impl Answer {
     pub async fn of(request: reqwest::RequestBuilder) -> Self {
-        let response = request.send().await.unwrap();
+        let (client, request) = request.build_split();
+        let request = request.unwrap();
+        let asked = contract::Asked::of(&request);
+        let response = client.execute(request).await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Self { status, headers, body: response.text().await.unwrap() }
+        let answer = Self { status, headers, body: response.text().await.unwrap() };
+        contract::hold(&client, &asked, &answer).await;
+        answer
     }
 
     /// The body, of an answer that must be good.

@@ -11,8 +11,10 @@ use godwit_core::ids::{Key, Namespace, PartitionId, RecordId};
 use godwit_core::op::{Op, Write};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::config::LimitsSection;
+use crate::http::contract::schemas::reference;
 use crate::http::ops::{self, Unread, bounded, malformed, object, present};
 use crate::http::problem::Problem;
 
@@ -48,6 +50,19 @@ struct RawWrite<'a> {
     key: Cow<'a, str>,
     #[serde(borrow)]
     ops: &'a RawValue,
+}
+
+/// What [`parse`] reads, for the contract.
+pub(in crate::http) fn schema() -> Value {
+    let write = json!({
+        "type": "object", "required": ["key", "ops"],
+        "properties": {"key": reference("KeyName"), "ops": reference("OperationList")},
+    });
+    let list = |name: &str, of: Value, max: usize| {
+        let items = json!({"type": "array", "items": of, "minItems": 1, "maxItems": max});
+        json!({"type": "object", "required": [name], "properties": {name: items}})
+    };
+    json!({"oneOf": [list("writes", write, WRITES_MAX), list("reads", reference("KeyName"), READS_MAX)]})
 }
 
 /// Reads the body of a batch.
