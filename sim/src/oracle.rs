@@ -467,7 +467,10 @@ impl PartitionOracle {
 /// What a read of a record shows, in the specification's form.
 pub fn read_spec(store: &impl StoreRead, at: ReadAt, record: &RecordId) -> Result<SpecRecord, ReadError> {
     let views = read::record(store, at, record, ReadLimits::NONE)?;
-    let mut documents = BTreeMap::new();
+    let (mut documents, mut ranks) = (BTreeMap::new(), BTreeMap::new());
+    for view in views.iter().filter(|view| view.ty == FieldType::UNIQUE) {
+        ranks.insert(view.field.clone(), read::ranks(store, at, record, &view.field)?);
+    }
     for view in views.iter().filter(|view| view.ty == FieldType::DOCUMENT) {
         documents.insert(view.field.clone(), document(&read::changes(store, at, record, &view.field, None)?));
     }
@@ -490,7 +493,9 @@ pub fn read_spec(store: &impl StoreRead, at: ReadAt, record: &RecordId) -> Resul
             Value::Zset { members, .. } => {
                 SpecValue::Zset(members.into_iter().map(|(m, score)| (m, score.value())).collect())
             }
-            Value::Unique(count) => SpecValue::Unique(count),
+            Value::Unique(count) => {
+                SpecValue::Unique { count, ranks: ranks.remove(&view.field)?.into_iter().collect() }
+            }
             Value::Document(_) => documents.remove(&view.field)?,
         };
         Some(((view.field.to_string(), ty), value))

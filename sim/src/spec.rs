@@ -29,7 +29,8 @@
 //!
 //! - A *zset* has the members of which a zadd or zincr survives. The score is that of the surviving zadd with the greatest stamp
 //!   among those that no other one saw, plus the surviving increments that it did not see.
-//! - A *unique* is the number of members observed: there are few, of different registers.
+//! - A *unique* has, for each register of which an observation survives, the greatest rank. It is as many as there are such
+//!   registers: that is what the estimate is while they are few.
 //! - *Expiry*: what was given is hidden from a time T on if it was last written before T. What a later giving of the same thing
 //!   saw is written by that one. An increment is written again by each later one of its replica, until one finds it
 //!   hidden: that one takes it instead. A record's T is the latest of the surviving ones, and what a time hid when it was replaced
@@ -530,18 +531,21 @@ impl History {
     fn values(&self, givens: &[Cow<'_, Given>]) -> BTreeMap<SpecType, SpecValue> {
         let mut out = values(givens);
         let mut members: BTreeMap<&str, Vec<&Given>> = BTreeMap::new();
-        let mut observed = BTreeSet::new();
+        let mut ranks: BTreeMap<u16, u8> = BTreeMap::new();
         for given in givens {
             match &given.gift {
                 Gift::ZAdd(member, _) | Gift::ZIncr(member, _) | Gift::ZIncrOnce(member, ..) => {
                     members.entry(member).or_default().push(given);
                 }
-                Gift::Observe(member) => drop(observed.insert(member)),
+                Gift::Observe(register, rank) => {
+                    let greatest = ranks.entry(*register).or_default();
+                    *greatest = (*greatest).max(*rank);
+                }
                 _ => {}
             }
         }
-        if !observed.is_empty() {
-            out.insert(SpecType::Unique, SpecValue::Unique(observed.len() as u64));
+        if !ranks.is_empty() {
+            out.insert(SpecType::Unique, SpecValue::Unique { count: ranks.len() as u64, ranks });
         }
         let mut scored: Vec<(String, f64)> =
             members.iter().map(|(member, givens)| ((*member).to_owned(), self.score(givens))).collect();

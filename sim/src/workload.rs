@@ -17,6 +17,8 @@ use crate::spec::{SpecChange, SpecOp};
 const KEYS: [&str; 3] = ["k1", "k2", "k3"];
 /// The members of sets and zsets.
 pub(crate) const MEMBERS: [&str; 3] = ["a", "b", "c"];
+/// Those of uniques: three share a register, with the ranks 1, 2 and 3.
+const OBSERVED: [&str; 4] = ["u210", "u1142", "u361", "u1"];
 const VALUES: [&str; 3] = ["1", "\"two\"", "[3]"];
 const FIELD_ANY: &str = "any";
 /// Some cannot be added in f64 without rounding.
@@ -200,26 +202,26 @@ fn op(rng: &mut Rng) -> Op {
         3..=6 => Op::Incr { field, by: rng.below(20) as i64 - 8 },
         7 => Op::Enable { field },
         8 => Op::Disable { field },
-        9..=10 => Op::Add { field, members: members(rng) },
-        11..=12 => Op::Remove { field, members: members(rng) },
+        9..=10 => Op::Add { field, members: members(rng, &MEMBERS) },
+        11..=12 => Op::Remove { field, members: members(rng, &MEMBERS) },
         13..=14 => Op::Clear { field },
         15 => Op::Delete,
         16..=17 => {
-            let scores = members(rng).into_iter().map(|member| (member, score(rng))).collect();
+            let scores = members(rng, &MEMBERS).into_iter().map(|member| (member, score(rng))).collect();
             Op::ZAdd { field, scores }
         }
-        18..=20 => Op::ZIncr { field, member: members(rng).remove(0), by: score(rng) },
-        21 => Op::ZRemove { field, members: members(rng) },
-        22 => Op::Observe { field, members: members(rng) },
+        18..=20 => Op::ZIncr { field, member: members(rng, &MEMBERS).remove(0), by: score(rng) },
+        21 => Op::ZRemove { field, members: members(rng, &MEMBERS) },
+        22 => Op::Observe { field, members: members(rng, &OBSERVED) },
         23 => Op::Expire { in_ms: *rng.pick(&EXPIRE_MS) },
         24 => Op::Persist,
         _ => Op::Edit { field, patch: patch(rng) },
     }
 }
 
-fn members(rng: &mut Rng) -> Vec<Member> {
+fn members(rng: &mut Rng, of: &[&'static str]) -> Vec<Member> {
     let count = 1 + rng.below(2);
-    (0..count).map(|_| Member::new(*rng.pick(&MEMBERS)).expect("a constant name")).collect()
+    (0..count).map(|_| Member::new(*rng.pick(of)).expect("a constant name")).collect()
 }
 
 fn score(rng: &mut Rng) -> Score {

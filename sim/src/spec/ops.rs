@@ -102,7 +102,8 @@ pub enum SpecValue {
     Set(BTreeSet<String>),
     /// Members and scores, the lowest first.
     Zset(Vec<(String, f64)>),
-    Unique(u64),
+    /// How many members, and the greatest rank of each register, which that follows from.
+    Unique { count: u64, ranks: BTreeMap<u16, u8> },
     /// The changes that make it, by hash; and what they make, as JSON.
     Document(BTreeSet<String>, String),
 }
@@ -120,7 +121,8 @@ pub(super) enum Gift {
     ZAdd(String, f64),
     ZIncr(String, f64),
     ZIncrOnce(String, f64, String),
-    Observe(String),
+    /// A register of a unique, and a rank.
+    Observe(u16, u8),
     Change(SpecChange),
     /// From when on the record is expired, and what is hidden already.
     Expire {
@@ -138,7 +140,7 @@ impl Gift {
             Self::Enable => SpecType::Flag,
             Self::Add(_) => SpecType::Set,
             Self::ZAdd(..) | Self::ZIncr(..) | Self::ZIncrOnce(..) => SpecType::Zset,
-            Self::Observe(_) => SpecType::Unique,
+            Self::Observe(..) => SpecType::Unique,
             Self::Expire { .. } => unreachable!("no field has it"),
         }
     }
@@ -147,9 +149,10 @@ impl Gift {
     pub(super) fn replaces(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Enable, Self::Enable) => true,
-            (Self::Add(a), Self::Add(b))
-            | (Self::ZAdd(a, _), Self::ZAdd(b, _))
-            | (Self::Observe(a), Self::Observe(b)) => a == b,
+            (Self::Add(a), Self::Add(b)) | (Self::ZAdd(a, _), Self::ZAdd(b, _)) => a == b,
+            (Self::Observe(register, rank), Self::Observe(other, below)) => {
+                register == other && rank >= below
+            }
             _ => false,
         }
     }
@@ -180,7 +183,7 @@ impl SpecOp {
             Self::ZIncrOnce { member, by, key, .. } => {
                 vec![Gift::ZIncrOnce(member.clone(), *by, key.clone())]
             }
-            Self::Observe { members, .. } => members.iter().cloned().map(Gift::Observe).collect(),
+            Self::Observe { members, .. } => members.iter().map(|member| observation(member)).collect(),
             Self::Change { changes, .. } => changes.iter().cloned().map(Gift::Change).collect(),
             Self::Expire { in_ms } => vec![Gift::Expire { at: now_ms + in_ms, floor }],
             Self::Persist => vec![Gift::Expire { at: NEVER, floor }],
@@ -234,4 +237,14 @@ impl SpecOp {
     pub(super) fn is_of(&self, field: &str) -> bool {
         self.target().0.is_none_or(|name| name == field)
     }
+}
+
+/// What an observation of a member notes: the first 14 bits of the first eight bytes of its BLAKE3, little-endian, say in which register,
+/// and the zeros after them, and one, the rank.
+fn observation(member: &str) -> Gift {
+    let digest = blake3::hash(member.as_bytes());
+    let bit = |at: usize| digest.as_bytes()[at / 8] >> (at % 8) & 1;
+    let register = (0..14).map(|at| u16::from(bit(at)) << at).sum();
+    let zeros = (14..64).take_while(|at| bit(*at) == 0).count();
+    Gift::Observe(register, zeros as u8 + 1)
 }

@@ -31,7 +31,12 @@ const SCENARIOS: &str = "\
     A: incr f 9223372036854775807; B: incr f 5; C: incr f -6 => f=9223372036854775806
     A: incr f 1, clear f, set f x, set f y => f=y[]
     A: incr f 1; B: set f x; C: add f m => f={m} f=1 f=x[]
-    A: incr f 1; B: set f x; sync; C: clear f; D: set f y => f=y[]";
+    A: incr f 1; B: set f x; sync; C: clear f; D: set f y => f=y[]
+    A: observe f u210; B: observe f u361 u1 => f=2[2, 3]
+    A: observe f u361; sync; A: clear f; B: observe f u210 => f=1[1]
+    A: observe f u210; sync; A: clear f; B: observe f u361; C: observe f u1142 => f=1[3]
+    A: observe f u210; sync; B: observe f u361; sync; A: clear f => \n\
+    A: observe f u210 u1; sync; B: clear f => ";
 
 #[test]
 fn scenarios() {
@@ -159,7 +164,7 @@ impl World {
             SpecValue::Flag(flag) => format!("{field}={flag}"),
             SpecValue::Set(members) => format!("{field}={members:?}"),
             SpecValue::Zset(members) => format!("{field}={members:?}"),
-            SpecValue::Unique(count) => format!("{field}={count}"),
+            SpecValue::Unique { count, ranks } => format!("{field}={count}{:?}", ranks.values()),
             SpecValue::Document(_, json) => format!("{field}={json}"),
         });
         fields.collect::<Vec<_>>().join(" ").replace('"', "")
