@@ -6,8 +6,7 @@
 //! - Every answer is read at the node named, or at all. At the end of a scenario all nodes must show its records alike,
 //!   writers and siblings included.
 //! - Each commit gets a later stamp than the one before it, at whichever node: so `later` in a scenario is later here.
-//! - Every scenario is played, or is named below with the reason. One that waits for a feature must fail until then, so
-//!   that the list cannot grow old.
+//! - Every scenario is played, or is named below with the place that holds it.
 
 mod support;
 
@@ -21,18 +20,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use godwit_core::rng::Rng;
 use nodes::{Kind, NAMES, Nodes};
+use reqwest::Response;
 use serde_json::{Value, json};
 use steps::{Expected, Scenario, Seen, Step, Workload};
-use support::Answer;
+use support::{Answer, WAIT_MAX};
 
 const SEMANTICS: &str = include_str!("../data/semantics.jsonl");
 const SCENARIOS: &str = include_str!("../data/scenarios.jsonl");
 
-/// The rows of the table of scenarios that says what each type means.
-const ROWS: usize = 16;
-
-/// Scenarios that cannot pass yet, and what they wait for.
-const NOT_YET: [(&str, &str); 1] = [("k2v-poll-wakes-on-newer", "a stream of changes")];
+/// The rows of the table of scenarios that says what each type means, and two of uniques, which it has none of.
+const ROWS: usize = 16 + 2;
 
 /// Scenarios that are held elsewhere, and where.
 const ELSEWHERE: [(&str, &str); 2] = [
@@ -66,16 +63,12 @@ fn all() -> Vec<(String, Result<Scenario, String>)> {
     read(SEMANTICS, steps::ours).chain(read(SCENARIOS, steps::theirs)).collect()
 }
 
-fn reason(list: &[(&str, &'static str)], id: &str) -> Option<&'static str> {
-    list.iter().find(|(listed, _)| *listed == id).map(|(_, reason)| *reason)
-}
-
 #[test]
 fn every_scenario_is_played_or_listed() {
     let all = all();
     let ids: BTreeSet<&str> = all.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(ids.len(), all.len(), "two scenarios have one id");
-    let listed: Vec<&str> = NOT_YET.iter().chain(&ELSEWHERE).map(|(id, _)| *id).collect();
+    let listed: Vec<&str> = ELSEWHERE.iter().map(|(id, _)| *id).collect();
     assert!(listed.iter().all(|id| ids.contains(id)), "a list names a scenario that is not there");
     assert_eq!(listed.iter().collect::<BTreeSet<_>>().len(), listed.len(), "a scenario is listed twice");
     for (id, scenario) in &all {
@@ -114,20 +107,15 @@ async fn play_all(kind: Kind) {
     for (id, scenario) in all() {
         // One that cannot be read is listed, or another test fails.
         let Ok(scenario) = scenario else { continue };
-        if reason(&ELSEWHERE, &id).is_some() || !runs_on(&scenario, kind) {
+        if ELSEWHERE.iter().any(|(listed, _)| *listed == id) || !runs_on(&scenario, kind) {
             continue;
         }
         let began = Instant::now();
         let outcome = Player::new(&mut nodes, &id).play(&scenario).await;
         println!("{id}: {outcome:?} after {} ms", began.elapsed().as_millis());
-        match (outcome, reason(&NOT_YET, &id)) {
-            (Ok(()), None) => played += 1,
-            (Err(_), Some(_)) => {}
-            (Err(what), None) => failures.push(format!("{id}: {what}")),
-            (Ok(()), Some(feature)) => {
-                failures
-                    .push(format!("{id} passes, so it no longer waits for {feature}: take it off the list"));
-            }
+        match outcome {
+            Ok(()) => played += 1,
+            Err(what) => failures.push(format!("{id}: {what}")),
         }
     }
     nodes.cut(&[]);
@@ -144,6 +132,8 @@ struct Player<'n> {
     keys: BTreeSet<String>,
     /// Tokens of reads, by the name that the scenario gives them.
     kept: BTreeMap<String, String>,
+    /// Feeds of a record each, and their nodes.
+    followed: BTreeMap<String, (usize, Response)>,
     /// The token of each node's last answer.
     last: [Option<String>; NAMES.len()],
     /// The token of a read of each record from before any write.
@@ -159,6 +149,7 @@ impl<'n> Player<'n> {
             path: format!("/v1/scenarios/{id}"),
             keys: BTreeSet::new(),
             kept: BTreeMap::new(),
+            followed: BTreeMap::new(),
             last: Default::default(),
             nothing: BTreeMap::new(),
             time: String::new(),
@@ -208,11 +199,46 @@ impl<'n> Player<'n> {
                 self.cut();
             }
             Step::Expect { at, key, what } => self.expect(*at, key, what).await?,
+            Step::Follow { at, key, name } => self.follow(*at, key, name).await?,
+            Step::ExpectFollowed { key, values } => self.expect_followed(key, values).await?,
             Step::Kill(at) => self.nodes.kill(*at),
             Step::Restart(at) => self.nodes.restart(*at).await,
             Step::Workload(workload) => self.workload(*workload).await?,
         }
         Ok(())
+    }
+
+    async fn follow(&mut self, at: usize, key: &str, name: &str) -> Result<(), String> {
+        let token = self.kept.get(name).ok_or("no read gave this token")?;
+        let record = self.path(key).rsplit('/').next().unwrap_or_default().to_owned();
+        let path = format!("/v1/_changes/scenarios?prefix={record}&since={token}");
+        let feed = self.nodes.request("GET", at, &path).send().await.map_err(|error| error.to_string())?;
+        let feed = feed.error_for_status().map_err(|error| error.to_string())?;
+        self.followed.insert(key.to_owned(), (at, feed));
+        Ok(())
+    }
+
+    /// What is told before the change that was waited for is not it, and what the node then shows is not older.
+    async fn expect_followed(&mut self, key: &str, values: &[Value]) -> Result<(), String> {
+        let (at, mut feed) = self.followed.remove(key).ok_or("nobody follows it")?;
+        let mut text = String::new();
+        let told = loop {
+            if let Some((_, rest)) = text.split_once("event: change\ndata: ")
+                && let Some((data, _)) = rest.split_once('\n')
+            {
+                break serde_json::from_str::<Value>(data).map_err(|error| error.to_string())?;
+            }
+            let chunk =
+                tokio::time::timeout(WAIT_MAX, feed.chunk()).await.map_err(|_| "no change was told")?;
+            let chunk = chunk.map_err(|error| error.to_string())?.ok_or("the feed ended")?;
+            text.push_str(std::str::from_utf8(&chunk).map_err(|error| error.to_string())?);
+        };
+        let wanted = Expected::Values { field: "value".to_owned(), values: values.to_vec() };
+        let shown = self.read(at, key, &wanted).await?;
+        match told["fields"] == shown {
+            true => Ok(()),
+            false => Err(format!("{told} was told, and {shown} is there")),
+        }
     }
 
     async fn expect(&self, at: Option<usize>, key: &str, what: &Expected) -> Result<(), String> {

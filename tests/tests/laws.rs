@@ -23,7 +23,10 @@ use proptest::prelude::*;
 
 const HOME: PartitionId = PartitionId(0);
 const PARTITIONS: u16 = 1;
-const AT: ReadAt = ReadAt { partitions: PARTITIONS, now_ms: 0 };
+/// Between two steps.
+const STEP_MS: u64 = 10;
+/// A time after all that are told.
+const TIMES_END: u64 = 1 << 40;
 
 /// What happens: a commit somewhere, or one replica gets all that another has.
 #[derive(Debug, Clone)]
@@ -49,17 +52,17 @@ impl Replica {
     }
 
     /// Takes deltas in any order; everything must be applied at the end.
-    fn receive(&mut self, deltas: impl IntoIterator<Item = EncodedDelta>) {
+    fn receive(&mut self, deltas: impl IntoIterator<Item = EncodedDelta>, now_ms: u64) {
         for encoded in deltas {
             let delta = Delta::decode(&encoded).unwrap();
             let hlc = delta.hlc;
             let mut batch = Batch::default();
             let received = self
                 .partition
-                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX, (0, 0))
+                .receive(&mut Txn::new(&self.store, &mut batch), delta, encoded, usize::MAX, (now_ms, 0))
                 .unwrap();
             assert_ne!(received, Received::Dropped);
-            self.clock.observe(hlc, Wall(0));
+            self.clock.observe(hlc, Wall(now_ms));
             self.store.commit(batch);
         }
         assert_eq!(self.partition.pending_bytes(), 0, "something still waits");
@@ -76,9 +79,10 @@ fn commit(
     txn: &mut Txn<'_, impl StoreRead>,
     writes: &[Write],
     limits: &Limits,
+    now_ms: u64,
     stamp: impl FnOnce() -> Hlc,
 ) -> Result<Option<Applied>, CommitError> {
-    match partition.commit(txn, writes, &Terms::default(), limits, (0, 0), stamp)? {
+    match partition.commit(txn, writes, &Terms::default(), limits, (now_ms, 0), stamp)? {
         Committed::Applied(applied) => Ok(Some(applied)),
         Committed::Unchanged => Ok(None),
         Committed::Repeated(_) => panic!("a commit without a key"),
@@ -95,6 +99,12 @@ fn member() -> impl Strategy<Value = Member> {
 
 fn score() -> impl Strategy<Value = Score> {
     prop::sample::select(vec![0.1, 0.2, -1.5, 1.0, 0.0]).prop_map(|score| Score::new(score).unwrap())
+}
+
+/// Members of a unique, of which two share a register.
+fn observed() -> impl Strategy<Value = Vec<Member>> {
+    let one = prop::sample::select(vec!["u210", "u361", "u1"]).prop_map(|name| Member::new(name).unwrap());
+    prop::collection::vec(one, 1..3)
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -120,7 +130,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(field, scores)| Op::ZAdd { field, scores }),
         1 => (field("z"), members()).prop_map(|(field, members)| Op::ZRemove { field, members }),
         1 => field("z").prop_map(|field| Op::Clear { field }),
-        1 => (field("u"), members()).prop_map(|(field, members)| Op::Observe { field, members }),
+        2 => (field("u"), observed()).prop_map(|(field, members)| Op::Observe { field, members }),
+        1 => field("u").prop_map(|field| Op::Clear { field }),
+        1 => prop::sample::select(vec![5, 25, 100_000]).prop_map(|in_ms| Op::Expire { in_ms }),
+        1 => Just(Op::Persist),
         1 => Just(Op::Delete),
     ]
 }
@@ -142,16 +155,18 @@ proptest! {
         let mut deltas: BTreeMap<(u64, u64), (EncodedDelta, EventId)> = BTreeMap::new();
         let name = record().to_string();
 
+        let mut now_ms = 0;
         for step in steps {
+            now_ms += STEP_MS;
             match step {
                 Step::Commit(at, ops) => {
                     let Replica { store, partition, clock, visible } = &mut replicas[at];
-                    let refused = history.first_refused(&name, &ops.iter().map(spec_op).collect::<Vec<_>>(), visible);
+                    let refused = history.first_refused_seen(&name, &ops.iter().map(spec_op).collect::<Vec<_>>(), visible, None, now_ms);
                     let writes = [Write { record: record(), ops: ops.clone() }];
                     let mut batch = Batch::default();
-                    let stamp = || clock.tick(Wall(0));
+                    let stamp = || clock.tick(Wall(now_ms));
                     let mut txn = Txn::new(store, &mut batch);
-                    let outcome = commit(partition, &mut txn, &writes, &Limits::default(), stamp);
+                    let outcome = commit(partition, &mut txn, &writes, &Limits::default(), now_ms, stamp);
                     prop_assert_eq!(outcome.is_err(), refused.is_some(), "{:?}: {:?}", ops, outcome);
                     store.commit(batch);
                     if let Ok(Some(applied)) = outcome {
@@ -159,7 +174,7 @@ proptest! {
                         let replica = dot.replica.0;
                         let stamp = Stamp { hlc: applied.hlc.0, replica };
                         let ops = ops.iter().map(spec_op).collect();
-                        let event = history.push(Event { stamp, now_ms: 0, record: name.clone(), ops, saw: visible.clone() });
+                        let event = history.push(Event { stamp, now_ms, record: name.clone(), ops, saw: visible.clone() });
                         visible.insert(event);
                         deltas.insert((replica, dot.counter), (applied.encoded, event));
                     }
@@ -172,13 +187,15 @@ proptest! {
                     });
                     let missing: Vec<_> = missing.map(|(_, delta)| delta.clone()).collect();
                     let seen = replicas[from].visible.clone();
-                    replicas[to].receive(missing.into_iter().map(|(encoded, _)| encoded));
+                    replicas[to].receive(missing.into_iter().map(|(encoded, _)| encoded), now_ms);
                     replicas[to].visible.union(&seen);
                 }
             }
             for replica in &replicas {
-                let shown = read_spec(&replica.store, AT, &record()).unwrap();
-                prop_assert_eq!(shown, history.read(&name, &replica.visible));
+                for now_ms in [0, now_ms, TIMES_END] {
+                    let shown = read_spec(&replica.store, ReadAt { partitions: PARTITIONS, now_ms }, &record()).unwrap();
+                    prop_assert_eq!(shown, history.read_at(&name, &replica.visible, now_ms), "at {}", now_ms);
+                }
             }
         }
 
@@ -193,16 +210,18 @@ proptest! {
             all
         };
         let (mut once, mut twice) = (Replica::new(8), Replica::new(9));
-        once.receive(shuffled(1));
-        twice.receive(shuffled(2));
+        once.receive(shuffled(1), now_ms);
+        twice.receive(shuffled(2), now_ms);
         prop_assert_eq!(once.partition.context(), twice.partition.context());
         prop_assert_eq!(once.digest(), twice.digest());
         let all: EventSet = deltas.values().fold(EventSet::default(), |mut all, (_, event)| {
             all.insert(*event);
             all
         });
-        let shown = read_spec(&once.store, AT, &record()).unwrap();
-        prop_assert_eq!(shown, history.read(&name, &all));
+        for now_ms in [0, now_ms, TIMES_END] {
+            let shown = read_spec(&once.store, ReadAt { partitions: PARTITIONS, now_ms }, &record()).unwrap();
+            prop_assert_eq!(shown, history.read_at(&name, &all, now_ms), "at {}", now_ms);
+        }
     }
 }
 
@@ -220,7 +239,7 @@ fn what_is_accepted_can_be_read_by_peers() {
         let writes = [Write { record: record(), ops: vec![add(0..count, length)] }];
         let mut batch = Batch::default();
         let mut txn = Txn::new(&store, &mut batch);
-        let outcome = commit(&mut partition, &mut txn, &writes, &limits, Default::default);
+        let outcome = commit(&mut partition, &mut txn, &writes, &limits, 0, Default::default);
         if let Ok(Some(applied)) = &outcome {
             Delta::decode(&applied.encoded).unwrap();
         }
@@ -263,14 +282,16 @@ fn a_commit_reads_in_proportion_to_its_operations() {
             let mut batch = Batch::default();
             let writes = [Write { record: record(), ops: chunk.to_vec() }];
             let mut txn = Txn::new(&store, &mut batch);
-            commit(&mut partition, &mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap();
+            commit(&mut partition, &mut txn, &writes, &Limits::default(), 0, || hlc.tick(Wall(1))).unwrap();
             store.commit(batch);
         }
         let counting = Counting { store: &store, reads: Cell::new(0) };
         let mut batch = Batch::default();
         let writes = [Write { record: record(), ops }];
         let mut txn = Txn::new(&counting, &mut batch);
-        commit(&mut partition, &mut txn, &writes, &Limits::default(), || hlc.tick(Wall(1))).unwrap().unwrap();
+        commit(&mut partition, &mut txn, &writes, &Limits::default(), 0, || hlc.tick(Wall(1)))
+            .unwrap()
+            .unwrap();
         counting.reads.get()
     };
     let members = |range: std::ops::Range<usize>| range.map(member).collect::<Vec<_>>();

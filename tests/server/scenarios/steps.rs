@@ -15,6 +15,7 @@
 //! | `delete_key` | `DELETE` of the record |
 //! | `put` without a context | `set` that has seen nothing of the record |
 //! | `put_with_ctx`, `delete_with_ctx` | `set`, `DELETE` with the `Godwit-Seen` that the read gave |
+//! | a poll for what is newer than a context | a feed since the token, and a read once it tells a change |
 //! | `null` among values | nothing: a removal leaves no sibling |
 //!
 //! In both, what all nodes must read is read after a `sync`: one is added where a write comes right before.
@@ -56,6 +57,17 @@ pub enum Step {
         at: Option<usize>,
         key: String,
         what: Expected,
+    },
+    /// Follows a record's changes from where a read was that kept its token.
+    Follow {
+        at: usize,
+        key: String,
+        name: String,
+    },
+    /// The first change that is told is one after which the register has these values, in any order.
+    ExpectFollowed {
+        key: String,
+        values: Vec<Value>,
     },
     Kill(usize),
     Restart(usize),
@@ -158,6 +170,12 @@ pub fn theirs(line: &Value) -> Result<Scenario, String> {
             }
             ["read_ctx", at, key, name] => {
                 Ok(Step::KeepToken { at: node(at)?, key: key.to_owned(), name: name.to_owned() })
+            }
+            [at, "poll_in_background", key, name] => {
+                Ok(Step::Follow { at: node(at)?, key: key.to_owned(), name: name.to_owned() })
+            }
+            ["expect_poll_returns", key, _] => {
+                Ok(Step::ExpectFollowed { key: key.to_owned(), values: list(&step[2])? })
             }
             [at, "read_at_token_of", other, key] => {
                 Ok(Step::ReadAfter { at: node(at)?, other: node(other)?, key: key.to_owned() })
