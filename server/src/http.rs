@@ -140,7 +140,7 @@ fn router(node: NodeHandle) -> axum::Router {
         .routes(routes!(metrics::read))
         .routes(routes!(contract::read))
         .routes(routes!(problem_page));
-    let of_node = contract.note(Scope::Node, of_node);
+    let of_node = contract.note(Scope::Node, of_node).layer(Extension(contract.finish()));
 
     let attended = admitted
         .route_layer(middleware::from_fn_with_state(api.clone(), admission::admit))
@@ -150,7 +150,6 @@ fn router(node: NodeHandle) -> axum::Router {
         attended.merge(limited).route_layer(middleware::from_fn_with_state(api.clone(), limit_requests));
     limited
         .merge(of_node)
-        .layer(Extension(contract.finish()))
         .fallback(async || {
             Problem::new(Kind::NotFound, "there is no such resource: /openapi.json has all there are")
         })
